@@ -1,0 +1,16 @@
+"""Observers of a run: retention, checkpoints, exports, progress."""
+
+from callbacks.checkpointing import AtomicCheckpointIO, StageCheckpoint
+from callbacks.export import StageExport
+from callbacks.progress import StageProgressBar
+from callbacks.retention import RetentionTracker
+from callbacks.rollouts import RolloutText
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "RetentionTracker",
+    "RolloutText",
+    "StageCheckpoint",
+    "StageExport",
+    "StageProgressBar",
+]

@@ -1,0 +1,145 @@
+"""The run as a whole: evaluate, train a stage, evaluate, train the next, …, test.
+
+One Trainer runs one ``fit`` per stage, so that optimizer, schedule and data start anew with each.
+Where a run stands follows from a checkpoint's counters alone: every stage is one epoch, and a
+checkpoint whose global step is a stage's first step lies between two stages.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from datamodules.continual import ContinualDataModule
+from sdft.stages import StagePlan
+
+
+@dataclass(frozen=True, slots=True)
+class ResumePoint:
+    """Where a checkpoint stands.
+
+    Args:
+        stage: The stage in training, or the next one if the checkpoint lies between two.
+        in_stage: Whether that stage has begun.
+        global_step: Optimizer steps taken.
+    """
+
+    stage: int
+    in_stage: bool
+    global_step: int
+
+
+def fit_sequence(
+    trainer: L.Trainer,
+    module: L.LightningModule,
+    datamodule: ContinualDataModule,
+    ckpt_path: str | Path | None = None,
+) -> None:
+    """Train all stages in order, evaluating every task before the first and after each.
+
+    Args:
+        trainer: Its ``max_epochs`` is set here.
+        module: The method.
+        datamodule: The tasks.
+        ckpt_path: Go on from this checkpoint; the result equals an uninterrupted run's.
+
+    Raises:
+        ValueError: The trainer limits steps in a way that breaks the stages, or the checkpoint
+            cannot be read or belongs to another sequence.
+    """
+    _check_trainer(trainer)
+    plan = datamodule.plan
+    point = ResumePoint(0, False, 0)
+    if ckpt_path is not None:
+        point = read_resume_point(Path(ckpt_path), plan)
+        # Between two stages this only restores: the finished stage has no epoch left to run.
+        _fit_stage(trainer, module, datamodule, point.stage - (not point.in_stage), ckpt_path)
+    if not point.in_stage:
+        _evaluate(trainer, module, datamodule, point.stage)
+    for stage in range(point.stage, plan.num_stages):
+        if stage > point.stage or not point.in_stage:
+            _fit_stage(trainer, module, datamodule, stage, None)
+        _evaluate(trainer, module, datamodule, stage + 1)
+    if any(task.test for task in datamodule.tasks):
+        trainer.test(module, datamodule=datamodule, verbose=False)
+
+
+def read_resume_point(path: Path, plan: StagePlan) -> ResumePoint:
+    """Read a checkpoint's counters.
+
+    Raises:
+        ValueError: The file is missing, truncated, not a checkpoint, or of another sequence.
+    """
+    counters = read_counters(path)
+    stage, step = counters["epoch"], counters["global_step"]
+    if stage > plan.num_stages or not (
+        plan.first_step(stage) <= step <= plan.first_step(min(stage + 1, plan.num_stages))
+    ):
+        raise ValueError(
+            f"the checkpoint {path} was made by another sequence of tasks: it stands at stage "
+            f"{stage}, step {step}; this configuration begins that stage at step "
+            f"{plan.first_step(min(stage, plan.num_stages))}"
+        )
+    return ResumePoint(stage, step > plan.first_step(stage), step)
+
+
+def read_counters(path: Path) -> dict[str, int]:
+    """``epoch`` and ``global_step`` of a checkpoint, without reading its tensors.
+
+    Raises:
+        ValueError: The file is missing, truncated or not a checkpoint.
+    """
+    if not path.is_file():
+        raise ValueError(f"the checkpoint {path} does not exist")
+    try:
+        checkpoint: dict[str, Any] = torch.load(
+            path, map_location="cpu", mmap=True, weights_only=True
+        )
+        return {name: int(checkpoint[name]) for name in ("epoch", "global_step")}
+    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError,
+            zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"the checkpoint {path} is truncated or not a checkpoint ({error}); resume from "
+            "another file in its folder with --ckpt_path FILE"
+        ) from error
+
+
+def _fit_stage(
+    trainer: L.Trainer,
+    module: L.LightningModule,
+    datamodule: ContinualDataModule,
+    stage: int,
+    ckpt_path: str | Path | None,
+) -> None:
+    if stage < 0:  # a checkpoint from before the first stage
+        stage = 0
+    datamodule.stage = stage
+    trainer.fit_loop.max_epochs = stage + 1
+    trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+
+
+def _evaluate(
+    trainer: L.Trainer,
+    module: L.LightningModule,
+    datamodule: ContinualDataModule,
+    num_stages_done: int,
+) -> None:
+    datamodule.num_stages_done = num_stages_done
+    trainer.validate(module, datamodule=datamodule, verbose=False)
+
+
+def _check_trainer(trainer: L.Trainer) -> None:
+    expected = {
+        "max_steps": (trainer.max_steps, -1, "data.examples_per_stage"),
+        "accumulate_grad_batches": (trainer.accumulate_grad_batches, 1, "data.batch_size"),
+        "limit_train_batches": (trainer.limit_train_batches, 1.0, "data.examples_per_stage"),
+    }
+    for name, (value, default, instead) in expected.items():
+        if value != default:
+            raise ValueError(f"trainer.{name} is {value}; leave it and set {instead} instead")

@@ -1,0 +1,131 @@
+"""From rows to token ids: the one place where training text is tokenized."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from transformers import PreTrainedTokenizerBase
+
+from sdft.prompting import TeacherTemplate, student_messages
+from sdft.tasks import Task
+from sdft.types import Demonstration, DemonstrationBatch, EvaluationBatch, Message, TokenIds
+
+logger = logging.getLogger(__name__)
+
+
+class RowTokenizer:
+    """Reads rows as the student and as the teacher see them.
+
+    Args:
+        tokenizer: With a chat template and an end-of-sequence token.
+        template: How the teacher sees the demonstration.
+        system_prompt: System message for prompts without one; None keeps the template's own.
+        max_prompt_tokens: Longest prompt, of student and teacher.
+        overlong: ``error`` or ``drop``.
+
+    Raises:
+        ValueError: ``overlong`` is neither.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: TeacherTemplate,
+        *,
+        system_prompt: str | None,
+        max_prompt_tokens: int,
+        overlong: str,
+    ) -> None:
+        if overlong not in ("error", "drop"):
+            raise ValueError(f"data.overlong is {overlong!r}; it must be error or drop")
+        self._tokenizer = tokenizer
+        self._template = template
+        self._system_prompt = system_prompt
+        self._max_prompt_tokens = max_prompt_tokens
+        self._overlong = overlong
+
+    def student_prompt(self, row: Demonstration) -> TokenIds:
+        """The prompt up to the assistant's turn."""
+        return self._encode(student_messages(row, self._system_prompt))
+
+    def teacher_prompt(self, row: Demonstration) -> TokenIds:
+        """The prompt with the demonstration in context, up to the assistant's turn."""
+        return self._encode(self._template.messages(row, self._system_prompt))
+
+    def demonstration(self, row: Demonstration) -> TokenIds:
+        """The demonstration as an assistant's turn, with the token that ends it."""
+        ids = self._tokenizer(row.demonstration, add_special_tokens=False)["input_ids"]
+        return [*ids, self._tokenizer.eos_token_id]
+
+    def train_batch(self, rows: Sequence[Demonstration], indices: list[int]) -> DemonstrationBatch:
+        """Collate the rows at ``indices``."""
+        chosen = tuple(rows[index] for index in indices)
+        return DemonstrationBatch(
+            rows=chosen,
+            student_prompts=[self.student_prompt(row) for row in chosen],
+            teacher_prompts=[self.teacher_prompt(row) for row in chosen],
+            demonstrations=[self.demonstration(row) for row in chosen],
+        )
+
+    def evaluation_batch(self, task: Task, rows: Sequence[Demonstration]) -> EvaluationBatch:
+        """Collate rows of one task for evaluation."""
+        return EvaluationBatch(
+            task=task.name,
+            rows=tuple(rows),
+            prompts=[self.student_prompt(row) for row in rows],
+            scorer=task.scorer,
+        )
+
+    def fitting(self, task: Task) -> Task:
+        """The task with every row checked against the length limit, before any training.
+
+        Raises:
+            ValueError: A prompt is too long and ``overlong`` is ``error``, or no row is left.
+        """
+        kept = {
+            split: self._fitting_rows(task, split, rows)
+            for split, rows in (
+                ("train", task.train),
+                ("validation", task.validation),
+                ("test", task.test),
+            )
+        }
+        return replace(task, **kept)
+
+    def _fitting_rows(
+        self, task: Task, split: str, rows: Sequence[Demonstration]
+    ) -> tuple[Demonstration, ...]:
+        kept = []
+        for row in rows:
+            prompts = {"student": self.student_prompt(row)}
+            if split == "train":
+                prompts["teacher"] = self.teacher_prompt(row)
+            reader, prompt = max(prompts.items(), key=lambda item: len(item[1]))
+            if len(prompt) <= self._max_prompt_tokens:
+                kept.append(row)
+            elif self._overlong == "error":
+                raise ValueError(
+                    f"task {task.name!r}, {split} row {row.id!r}: the {reader}'s prompt has "
+                    f"{len(prompt)} tokens, data.max_prompt_tokens is {self._max_prompt_tokens}; "
+                    "raise it, or set data.overlong to drop"
+                )
+        if len(kept) < len(rows):
+            logger.warning(
+                "task %r: dropped %d of %d %s rows with prompts over %d tokens",
+                task.name, len(rows) - len(kept), len(rows), split, self._max_prompt_tokens,
+            )
+        if rows and not kept:
+            raise ValueError(
+                f"task {task.name!r}: no {split} row fits data.max_prompt_tokens = "
+                f"{self._max_prompt_tokens}"
+            )
+        return tuple(kept)
+
+    def _encode(self, messages: list[Message]) -> TokenIds:
+        encoded = self._tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True
+        )
+        ids: TokenIds = encoded["input_ids"]
+        return ids

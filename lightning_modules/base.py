@@ -1,0 +1,166 @@
+"""What every method shares: the model, its optimizer per stage, and greedy evaluation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torchmetrics import MeanMetric
+
+from sdft.head import VocabularyHead
+from sdft.models import load_model
+from sdft.rollout import SamplingSettings, sample
+from sdft.stages import StagePlan, mix_seed
+from sdft.types import EvaluationBatch
+
+
+class ContinualModule(L.LightningModule):
+    """A language model that learns tasks one after another.
+
+    A method subclasses it and defines ``training_step``. Optimizer and schedule restart with
+    every stage: AdamW, linear warm-up, then a cosine to zero over the stage's own steps.
+
+    Args:
+        pretrained: The model to start from: a packaged name (smollm2-135m-instruct), a local
+            transformers directory, a .gguf file, or a hub id (Qwen/Qwen2.5-0.5B-Instruct).
+        learning_rate: Peak learning rate of every stage.
+        weight_decay: AdamW's decoupled weight decay.
+        warmup_steps: Optimizer steps of linear warm-up at the start of every stage.
+        max_completion_tokens: Longest completion in rollouts and in evaluation.
+        revision: Commit, tag or branch of a hub model.
+        trust_remote_code: Run Python code that the model's repository ships; off unless you
+            trust it.
+        seed: Seed of the rollouts; follows seed_everything.
+    """
+
+    method_name = "none"
+
+    def __init__(
+        self,
+        pretrained: str = "smollm2-135m-instruct",
+        *,
+        learning_rate: float = 1e-5,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 10,
+        max_completion_tokens: int = 1024,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _require(learning_rate > 0, "learning_rate", learning_rate, "above 0")
+        _require(weight_decay >= 0, "weight_decay", weight_decay, "0 or more")
+        _require(warmup_steps >= 0, "warmup_steps", warmup_steps, "0 or more")
+        loaded = load_model(pretrained, revision=revision, trust_remote_code=trust_remote_code)
+        VocabularyHead.of(loaded.model, check=True)  # an unknown kind of head fails here
+        self.student = loaded.model.train()
+        self.tokenizer = loaded.tokenizer
+        self.end_ids = loaded.end_ids
+        self.model_name = pretrained
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.warmup_steps = warmup_steps
+        self.greedy = SamplingSettings(max_completion_tokens, temperature=0.0)
+        self.seed = seed
+        self._accuracies: dict[str, MeanMetric] = {}
+
+    @property
+    def plan(self) -> StagePlan:
+        """The sequence of tasks, as the data module lays it out."""
+        plan: StagePlan = self.trainer.datamodule.plan  # type: ignore[attr-defined]
+        return plan
+
+    @property
+    def stage(self) -> int:
+        """The stage in training, from 0."""
+        stage: int = self.trainer.datamodule.stage  # type: ignore[attr-defined]
+        return stage
+
+    def at_stage_start(self) -> bool:
+        """Whether no optimizer step of the current stage has been taken yet."""
+        return self.trainer.global_step == self.plan.first_step(self.stage)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """A fresh AdamW and cosine schedule for the current stage."""
+        optimizer = torch.optim.AdamW(
+            [parameter for parameter in self.student.parameters() if parameter.requires_grad],
+            lr=self.learning_rate,
+            weight_decay=self.weight_decay,
+            fused=True,
+        )
+        schedule = WarmupCosine(self.warmup_steps, self.plan.steps_in_stage(self.stage))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "learning_rate"},
+        }
+
+    def rollout_generator(self) -> torch.Generator:
+        """The sampling noise of this optimizer step: a function of the counters alone."""
+        seed = mix_seed(self.seed, self.trainer.global_step, self.trainer.global_rank)
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def transfer_batch_to_device(self, batch: Any, *_: Any) -> Any:
+        """Batches are ragged token lists; tensors are made where a model reads them."""
+        return batch
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last evaluation."""
+        self._accuracies = {}
+
+    def validation_step(
+        self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Answer greedily and score the answers."""
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Publish ``accuracy/<task>`` for the callbacks; the retention tracker writes it."""
+        self._log_accuracies("accuracy")
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+
+    def on_test_epoch_end(self) -> None:
+        """Publish ``test_accuracy/<task>``."""
+        self._log_accuracies("test_accuracy")
+
+    def _evaluate(self, batch: EvaluationBatch) -> None:
+        rollout = sample(self.student, batch.prompts, self.greedy, end_ids=self.end_ids)
+        answers = self.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
+        accuracy = self._accuracies.setdefault(batch.task, MeanMetric().to(self.device))
+        for row, answer in zip(batch.rows, answers, strict=True):
+            accuracy.update(batch.scorer(answer, row))
+
+    def _log_accuracies(self, prefix: str) -> None:
+        for task, accuracy in self._accuracies.items():
+            self.log(f"{prefix}/{task}", accuracy.compute(), logger=False, sync_dist=False)
+
+
+class WarmupCosine:
+    """Factor of the peak learning rate: linear warm-up, then a cosine to zero.
+
+    Args:
+        warmup_steps: Steps of warm-up, cut to the stage's length.
+        num_steps: Optimizer steps of the stage.
+    """
+
+    def __init__(self, warmup_steps: int, num_steps: int) -> None:
+        self.warmup_steps = min(warmup_steps, num_steps)
+        self.num_steps = num_steps
+
+    def __call__(self, step: int) -> float:
+        """Factor for the stage's step ``step``, from 0."""
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        remaining = max(self.num_steps - self.warmup_steps, 1)
+        return 0.5 * (1 + math.cos(math.pi * min((step - self.warmup_steps) / remaining, 1.0)))
+
+
+def _require(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"model.{name} is {value}; it must be {expected}")
+

@@ -1,0 +1,135 @@
+"""SDFT: the model learns from itself, shown a demonstration (section 3)."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_modules.base import ContinualModule
+from sdft.head import VocabularyHead
+from sdft.losses import make_divergence, reduction_weights
+from sdft.objective import distillation_loss
+from sdft.rollout import SamplingSettings, sample
+from sdft.scoring import LossPositions, completion_hidden_states
+from sdft.teacher import EMATeacher
+from sdft.types import DemonstrationBatch, Rollout
+
+
+class SDFTModule(ContinualModule):
+    """Self-Distillation Fine-Tuning.
+
+    Per optimizer step: the student samples a completion per prompt; the teacher, a slow copy of
+    the student, reads the same prompt with the demonstration in context and scores the
+    student's tokens; the loss is the divergence between the two next-token distributions at
+    every completion token; the teacher follows the student.
+
+    Args:
+        divergence: What is minimised: forward_kl is KL(teacher || student), as all published
+            results used; reverse_kl is KL(student || teacher), as the paper's equation 1.
+        reduction: What the loss averages over: sequence_mean (tokens of a completion, then
+            completions; the paper's code) or token_mean (all completion tokens of the batch).
+        num_loss_tokens_to_skip: First completion tokens without loss, so that the student does
+            not pick up openings such as "Based on the text" (the paper: 3).
+        teacher_rate: Share of the student the teacher takes over per optimizer step; 0 keeps
+            the teacher frozen at the stage's start.
+        temperature: Sampling temperature of the rollouts.
+        top_p: Nucleus of the rollouts; 1 samples the student's own distribution.
+        top_k: Rollout tokens come from the k most likely; 0 for all.
+        base: Options every method has.
+    """
+
+    method_name = "SDFT"
+
+    def __init__(
+        self,
+        *,
+        divergence: str = "forward_kl",
+        reduction: str = "sequence_mean",
+        num_loss_tokens_to_skip: int = 0,
+        teacher_rate: float = 0.01,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        **base: Any,
+    ) -> None:
+        super().__init__(**base)
+        self.divergence = make_divergence(divergence)
+        self.reduction = reduction
+        self.num_loss_tokens_to_skip = num_loss_tokens_to_skip
+        self.sampling = SamplingSettings(
+            self.greedy.max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k
+        )
+        self.teacher = EMATeacher(self.student, teacher_rate)
+        self.last_rollout: Rollout | None = None
+
+    def on_train_start(self) -> None:
+        """A stage's teacher starts from the student; a resumed stage keeps its own."""
+        if self.at_stage_start():
+            self.teacher.reset(self.student)
+
+    def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
+        """The paper's algorithm box."""
+        rollout = self.sample(batch)  # on-policy, no gradient
+        positions = LossPositions.of(
+            rollout.completions, self.num_loss_tokens_to_skip, self.device
+        )
+        teacher = self.score_teacher(batch, rollout, positions)  # demonstration in context
+        student = self.score_student(batch, rollout, positions)  # prompt only
+        loss = distillation_loss(
+            student,
+            VocabularyHead.of(self.student, check=False),
+            teacher,
+            VocabularyHead.of(self.teacher.model, check=False),
+            tokens=positions.tokens,
+            weights=reduction_weights(self.reduction, positions.rows, positions.num_sequences),
+            divergence=self.divergence,
+        ).loss
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def sample(self, batch: DemonstrationBatch) -> Rollout:
+        """One completion per prompt from the student."""
+        start = time.perf_counter()
+        rollout = sample(
+            self.student,
+            batch.student_prompts,
+            self.sampling,
+            end_ids=self.end_ids,
+            generator=self.rollout_generator(),
+        )
+        self._log_rollout(rollout, time.perf_counter() - start)
+        self.last_rollout = rollout
+        return rollout
+
+    @torch.no_grad()
+    def score_teacher(
+        self, batch: DemonstrationBatch, rollout: Rollout, positions: LossPositions
+    ) -> Tensor:
+        """(N, D) hidden states of the teacher, the demonstration in its context."""
+        return completion_hidden_states(
+            self.teacher.model, batch.teacher_prompts, rollout.completions, positions
+        )
+
+    def score_student(
+        self, batch: DemonstrationBatch, rollout: Rollout, positions: LossPositions
+    ) -> Tensor:
+        """(N, D) hidden states of the student, with gradient."""
+        return completion_hidden_states(
+            self.student, batch.student_prompts, rollout.completions, positions
+        )
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step the student, then let the teacher follow, once per optimizer step."""
+        super().optimizer_step(*args, **kwargs)
+        self.teacher.update(self.student)
+
+    def _log_rollout(self, rollout: Rollout, seconds: float) -> None:
+        rows = len(rollout.completions)
+        self.log("train/completion_length", rollout.num_tokens / rows, batch_size=rows)
+        self.log("train/ended", sum(rollout.ended) / rows, batch_size=rows)
+        self.log(
+            "train/tokens_per_s", rollout.num_tokens / seconds, prog_bar=True, batch_size=rows
+        )

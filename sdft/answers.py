@@ -1,0 +1,206 @@
+"""Scoring of answers that are text: labels, option letters, short facts.
+
+Every ``..._gold`` function turns a row's answer into what its scorer compares with, or raises
+ValueError with what is wrong; every other public function scores a completion in [0, 1]. None of
+them raises because of the completion, and all take time linear in its length.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sdft.types import Demonstration
+
+_QUOTES = "\"'`\u2018\u2019\u201c\u201d\u00ab\u00bb"
+_FINAL_MARKS = ".,;:!?\u2026"
+_EDGES = string.whitespace + _QUOTES
+_TOKEN_ENDS = string.punctuation.replace("_", "")
+_PUNCTUATION = string.punctuation + _QUOTES + "\u2013\u2014\u2026\u00a1\u00bf"
+_NO_PUNCTUATION = str.maketrans("", "", _PUNCTUATION)
+_ARTICLES = frozenset({"a", "an", "the"})
+_PREAMBLE = ["the", "answer", "is"]
+_VERDICTS = ("yes", "no", "maybe")
+_VERDICT = re.compile(r"\b(?:yes|no|maybe)\b")
+
+# Tried in this order; of several matches of one phrase the last counts. The phrase may be in any
+# case, the letter must be a capital that stands alone.
+_STATED_LETTER = tuple(
+    re.compile(rf"(?i:{phrase})[\s:*(\[\"'`]{{0,8}}+([A-Z])(?!\w)")
+    for phrase in (r"\bthe\s++correct\s++answer\s++is", r"\bthe\s++answer\s++is", r"\banswer:")
+)
+_AFTER_LETTER = string.whitespace + ".)]*" + _QUOTES
+
+
+def text_gold(row: Demonstration) -> str:
+    """The answer as a string that is not blank."""
+    if not isinstance(row.answer, str) or not row.answer.strip():
+        raise ValueError(f"needs a non-empty string as the answer, not {row.answer!r:.80}")
+    return row.answer
+
+
+def normalise_label(text: str) -> str:
+    """Lower case, without white space and quotes at the ends and punctuation at the end."""
+    return text.lower().lstrip(_EDGES).rstrip(_EDGES + _FINAL_MARKS)
+
+
+def label_gold(row: Demonstration) -> str:
+    """The normalised label; something must be left of it."""
+    label = normalise_label(text_gold(row))
+    if not label:
+        raise ValueError(f"needs a label that is more than punctuation, not {row.answer!r}")
+    return label
+
+
+def exact_label(completion: str, gold: str) -> float:
+    """1 if the whole completion is the label.
+
+    Case, white space and quotes at the ends and punctuation at the end do not count.
+    """
+    return float(normalise_label(completion) == gold)
+
+
+def normalise_token(text: str) -> str:
+    """The first word in lower case, without punctuation (but underscores) at its end."""
+    words = text.split(maxsplit=1)
+    return words[0].lower().rstrip(_TOKEN_ENDS) if words else ""
+
+
+def token_label_gold(row: Demonstration) -> str:
+    """The label, which must be one word."""
+    label = text_gold(row)
+    if len(label.split()) != 1 or not normalise_token(label):
+        raise ValueError(
+            f"needs a label of one word, not {label!r:.80}; "
+            "for labels of several words use the scorer 'exact_label'"
+        )
+    return normalise_token(label)
+
+
+def first_token_label(completion: str, gold: str) -> float:
+    """1 if the completion's first word is the label; case and final punctuation do not count."""
+    return float(normalise_token(completion) == gold)
+
+
+def letter_gold(row: Demonstration) -> str:
+    """The letter of the right option, as a capital."""
+    letter = row.answer.strip().upper() if isinstance(row.answer, str) else ""
+    if len(letter) != 1 or letter not in string.ascii_uppercase:
+        raise ValueError(f"needs one letter such as 'B' as the answer, not {row.answer!r:.80}")
+    return letter
+
+
+def multiple_choice(completion: str, gold: str) -> float:
+    """1 if the chosen letter is the right one.
+
+    With an ``<answer>`` tag: the text after the last one, up to ``</answer>``, must be the
+    letter. Otherwise the letter after the last "the correct answer is", else after the last "the
+    answer is", else after the last "answer:", else a letter alone at the completion's end.
+    """
+    return float(_chosen_letter(completion) == gold)
+
+
+def _chosen_letter(completion: str) -> str:
+    _, tag, tail = completion.rpartition("<answer>")
+    if tag:
+        return tail.partition("</answer>")[0].strip()
+    for pattern in _STATED_LETTER:
+        letters = pattern.findall(completion)
+        if letters:
+            return str(letters[-1])
+    ending = completion.rstrip(_AFTER_LETTER)[-2:]
+    stands_alone = len(ending) == 1 or not (ending[:1].isalnum() or ending[:1] in "_'-\u2019")
+    return ending[-1:] if stands_alone else ""
+
+
+class OptionLetter(NamedTuple):
+    """The right letter and the last letter of the row's options."""
+
+    letter: str
+    last: str
+
+
+def option_gold(row: Demonstration) -> OptionLetter:
+    """The right letter among as many options as ``meta.choices`` has; four where it is absent."""
+    letter = letter_gold(row)
+    choices = row.meta.get("choices")
+    num_choices = len(choices) if isinstance(choices, Sequence) else 4
+    last = string.ascii_uppercase[min(num_choices, 26) - 1]
+    if num_choices == 0 or letter > last:
+        raise ValueError(f"needs the letter of one of {num_choices} options, not {letter!r}")
+    return OptionLetter(letter, last)
+
+
+def first_letter(completion: str, gold: OptionLetter) -> float:
+    """1 if the first capital among the row's options that stands alone is the right one."""
+    found = re.search(rf"(?<!\w)[A-{gold.last}](?!\w)", completion)
+    return float(found is not None and found[0] == gold.letter)
+
+
+def answer_words(text: str) -> list[str]:
+    """The words SQuAD compares: lower case, no punctuation, no articles.
+
+    A leading "the answer is" is dropped. A text of articles alone keeps them.
+    """
+    words = text.lower().translate(_NO_PUNCTUATION).split()
+    if words[:3] == _PREAMBLE and len(words) > 3:
+        words = words[3:]
+    return [word for word in words if word not in _ARTICLES] or words
+
+
+def words_gold(row: Demonstration) -> list[list[str]]:
+    """The words of every accepted answer: one string, or a list of them."""
+    answers = row.answer if isinstance(row.answer, list) else [row.answer]
+    texts = [text for text in answers if isinstance(text, str)]
+    golds = [answer_words(text) for text in texts]
+    if len(texts) != len(answers) or not all(golds) or not golds:
+        raise ValueError(
+            "needs a string with at least one word as the answer, or a list of such strings, "
+            f"not {row.answer!r:.80}"
+        )
+    return golds
+
+
+def exact_match(completion: str, golds: list[list[str]]) -> float:
+    """1 if the completion is an accepted answer, after SQuAD's normalisation."""
+    return float(answer_words(completion) in golds)
+
+
+def contains(completion: str, golds: list[list[str]]) -> float:
+    """1 if an accepted answer is a substring of the completion, both after normalisation."""
+    text = " ".join(answer_words(completion))
+    return float(any(" ".join(gold) in text for gold in golds))
+
+
+def token_f1(completion: str, golds: list[list[str]]) -> float:
+    """Harmonic mean of word precision and recall, the best over the accepted answers."""
+    counts = Counter(answer_words(completion))
+    return max(_f1(counts, Counter(gold)) for gold in golds)
+
+
+def _f1(found: Counter[str], gold: Counter[str]) -> float:
+    return 2 * (found & gold).total() / (found.total() + gold.total())
+
+
+def verdict_gold(row: Demonstration) -> str:
+    """The gold verdict."""
+    verdict = row.answer.strip().lower() if isinstance(row.answer, str) else ""
+    if verdict not in _VERDICTS:
+        raise ValueError(f"needs 'yes', 'no' or 'maybe' as the answer, not {row.answer!r:.80}")
+    return verdict
+
+
+def final_answer(completion: str, gold: str) -> float:
+    """1 if the final verdict (yes, no or maybe) is the gold one.
+
+    The first of the three words on the line after the last "Final answer:"; without that marker
+    the last of them in the completion.
+    """
+    _, marker, tail = completion.lower().rpartition("final answer:")
+    if marker:
+        found = _VERDICT.search(tail.partition("\n")[0])
+        return float(found is not None and found[0] == gold)
+    return float(_VERDICT.findall(tail)[-1:] == [gold])

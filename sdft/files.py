@@ -1,0 +1,72 @@
+"""Files that are either the old version or the new one, never half of a new one.
+
+The new content goes to a temporary file beside the target, so that both lie on the same file
+system, is flushed to disk, and then takes the target's name in one step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+
+def write_bytes_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file as a whole, creating its parent directories.
+
+    Args:
+        path: The file to create or replace.
+        content: All of its bytes.
+
+    Raises:
+        OSError: The file could not be written. What was there before is unchanged.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        # "x" honours the umask, as a plain open does; the tempfile module would make it 0600.
+        with temporary.open("xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _flush_directory(target.parent)
+
+
+def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
+    """Write a UTF-8 text file as a whole; line ends stay as they are in ``text``."""
+    write_bytes_atomically(path, text.encode("utf-8"))
+
+
+def write_json_atomically(path: str | os.PathLike[str], value: Any) -> None:
+    """Write a value as indented JSON.
+
+    Args:
+        path: The file to create or replace.
+        value: Anything JSON can hold. What was not measured is ``None``, not NaN.
+
+    Raises:
+        ValueError: The value holds NaN or an infinity, which JSON cannot express.
+    """
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; write None for what was not measured") from error
+    write_text_atomically(path, text + "\n")
+
+
+def _flush_directory(directory: Path) -> None:
+    """Make a rename survive a power cut, where the system lets a directory be opened."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,166 @@
+"""Rows from a data set on the Hugging Face hub, through a mapping of its columns.
+
+The mapping says for each field of a row which column holds it, or how to write it from the
+columns: a Jinja template, rendered in a sandbox. Values of columns are inserted into templates,
+never parsed as templates. Only data files are loaded, never a data set's code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import StrictUndefined, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from sdft.rows import row_from
+from sdft.types import Demonstration
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+MAPPED_FIELDS = ("id", "prompt", "demonstration", "answer", "context")
+
+Columns = Mapping[str, Any]
+FieldReader = Callable[[Columns], Any]
+
+
+def load_hub_split(
+    task: str, hub_id: str, config_name: str | None, revision: str | None, split: str
+) -> Dataset:
+    """Load one split of a data set from the hub.
+
+    Args:
+        task: The task's name, for errors.
+        hub_id: Such as ``stanfordnlp/snli``.
+        config_name: Of the data set's configuration; None for its default.
+        revision: Branch, tag or commit; None for the newest.
+        split: The hub's name of the split; slices such as ``train[:500]`` are allowed.
+
+    Raises:
+        RuntimeError: It could not be loaded, for whatever reason.
+    """
+    from datasets import load_dataset  # takes seconds, and most runs need no hub
+
+    try:
+        return load_dataset(hub_id, config_name, revision=revision, split=split)
+    except Exception as error:  # the library raises many unrelated types
+        raise RuntimeError(
+            f"task {task!r}: could not load the split {split!r} of the hub data set {hub_id!r} "
+            f"(config_name {config_name!r}, revision {revision!r}): {error}. Check these names and "
+            "the network connection, or give `path`, a folder with train.jsonl and validation.jsonl"
+        ) from error
+
+
+def rows_from_dataset(
+    dataset: Dataset,
+    task: str,
+    split: str,
+    columns: Mapping[str, str] | None,
+    *,
+    needs_demonstration: bool,
+) -> list[Demonstration]:
+    """Turn every row of a loaded data set into a row of a task.
+
+    Args:
+        dataset: One split.
+        task: The name the rows get.
+        split: Our name of the split; part of the ids that are made up where none is mapped.
+        columns: Field -> column or template; None takes the columns named like fields. A column
+            of class labels gives the label's name, not its number.
+        needs_demonstration: Whether an empty demonstration is an error.
+
+    Raises:
+        ValueError: A mapped column is absent, a template fails, or a row breaks the schema.
+    """
+    names = dataset.column_names
+    mapping = (
+        {name: name for name in MAPPED_FIELDS if name in names} if columns is None else columns
+    )
+    readers = {
+        field: _field_reader(source, names, f"task {task!r}: columns: field {field!r}")
+        for field, source in mapping.items()
+    }
+    label_names = _label_names(dataset)
+    rows = []
+    for index, values in enumerate(dataset):
+        where = f"task {task!r}: {split} row {index}"
+        named = {**values, **_named_labels(values, label_names, where)}
+        record = {field: _read(reader, named, field, where) for field, reader in readers.items()}
+        record["id"] = str(record.get("id", f"{split}-{index}"))
+        rows.append(row_from(record, task, where, needs_demonstration=needs_demonstration))
+    return rows
+
+
+def check_columns(columns: Mapping[str, str], task: str) -> None:
+    """Check a column mapping as far as that is possible without the data.
+
+    Raises:
+        ValueError: An unknown field, a required one left out, or a template that does not parse.
+    """
+    for field, source in columns.items():
+        if field not in MAPPED_FIELDS:
+            raise ValueError(
+                f"task {task!r}: columns: unknown field {field!r}; "
+                f"map any of {', '.join(MAPPED_FIELDS)}"
+            )
+        if is_template(source):
+            _template_reader(source, f"task {task!r}: columns: field {field!r}")
+    for field in ("prompt", "answer"):
+        if field not in columns:
+            raise ValueError(f"task {task!r}: columns: field {field!r} is not mapped; add it")
+
+
+def is_template(source: str) -> bool:
+    """Whether a mapping's right side is a template rather than a column's name."""
+    return "{{" in source
+
+
+def _field_reader(source: str, names: list[str], where: str) -> FieldReader:
+    if is_template(source):
+        return _template_reader(source, where)
+    if source not in names:
+        raise ValueError(
+            f"{where}: there is no column {source!r}; the columns are {', '.join(names)}"
+        )
+    return lambda values: values[source]
+
+
+def _template_reader(source: str, where: str) -> FieldReader:
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+    try:
+        return environment.from_string(source).render
+    except TemplateError as error:
+        raise ValueError(f"{where}: the template {source!r:.80} is broken: {error}") from error
+
+
+def _read(reader: FieldReader, values: Columns, field: str, where: str) -> Any:
+    try:
+        return reader(values)
+    except Exception as error:  # an expression in a template may fail in any way
+        raise ValueError(f"{where}: columns: field {field!r}: {error}") from error
+
+
+def _label_names(dataset: Dataset) -> dict[str, list[str]]:
+    from datasets import ClassLabel
+
+    return {
+        column: feature.names
+        for column, feature in dataset.features.items()
+        if isinstance(feature, ClassLabel)
+    }
+
+
+def _named_labels(
+    values: Columns, label_names: Mapping[str, list[str]], where: str
+) -> dict[str, str]:
+    named = {}
+    for column, names in label_names.items():
+        number = values[column]
+        if number is None or not 0 <= number < len(names):
+            raise ValueError(
+                f"{where}: column {column!r}: no label has the number {number}; "
+                "the split may be unlabelled, so use another one"
+            )
+        named[column] = names[number]
+    return named

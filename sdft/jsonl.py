@@ -1,0 +1,127 @@
+"""JSON Lines read strictly: whatever is not one clean JSON object a line is an error.
+
+Every error names the file and the line. The file is read line by line, and a line over the size
+limit is refused before it is read in full.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+MAX_LINE_BYTES = 4 * 1024 * 1024
+MAX_DEPTH = 64
+
+
+def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON Lines file, each with its place as ``file:line``.
+
+    Lines of white space alone hold no record and are passed over.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A line is too long, is not UTF-8, or is not one JSON object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    with path.open("rb") as lines:
+        number = 0
+        while line := lines.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            where = f"{path}:{number}"
+            if len(line) > MAX_LINE_BYTES:
+                raise ValueError(
+                    f"{where}: the line has more than {MAX_LINE_BYTES:,} bytes; "
+                    "a row is one line, so check for missing line breaks or shorten the row"
+                )
+            if line.strip():
+                yield where, _parse(_decode(line, where, first=number == 1), where)
+
+
+def _decode(line: bytes, where: str, *, first: bool) -> str:
+    try:
+        return line.decode("utf-8-sig" if first else "utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{where}: not UTF-8 at byte {error.start} of the line; save the file as UTF-8"
+        ) from error
+
+
+def _parse(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError(_too_deep(where)) from error
+    except ValueError as error:
+        raise ValueError(f"{where}: not valid JSON: {error}; a row is one object a line") from error
+    if not isinstance(record, dict):
+        raise ValueError(
+            f"{where}: a {type(record).__name__}, not a JSON object; write the row as {{...}}"
+        )
+    return record
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r:.80} occurs twice in one object")
+    return members
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _too_deep(where: str) -> str:
+    return f"{where}: nested deeper than {MAX_DEPTH} levels; flatten the value"
+
+
+def check_json(value: object, where: str) -> None:
+    """Check that a value is plain JSON with clean text throughout.
+
+    Args:
+        value: Strings, finite numbers, true, false, null, lists and mappings with string keys.
+        where: What the errors call it, such as ``train.jsonl:3: field 'meta'``.
+
+    Raises:
+        ValueError: Another type, a NUL character or half a surrogate pair in a text, a number
+            that is not finite, or nesting deeper than :data:`MAX_DEPTH`.
+    """
+    pending: list[tuple[object, int]] = [(value, 1)]
+    while pending:
+        item, depth = pending.pop()
+        if depth > MAX_DEPTH:
+            raise ValueError(_too_deep(where))
+        pending += [(child, depth + 1) for child in _children(item)]
+        if isinstance(item, str):
+            _check_text(item, where)
+        elif isinstance(item, float) and not math.isfinite(item):
+            raise ValueError(f"{where}: the number {item} is not finite; give another or null")
+        elif not isinstance(item, int | float | list | Mapping | None):
+            raise ValueError(
+                f"{where}: a value of type {type(item).__name__}; "
+                "use text, numbers, true, false, null, lists or objects"
+            )
+
+
+def _children(item: object) -> list[object]:
+    if isinstance(item, Mapping):
+        return [*item.keys(), *item.values()]
+    return item if isinstance(item, list) else []
+
+
+def _check_text(text: str, where: str) -> None:
+    if "\0" in text:
+        raise ValueError(f"{where}: holds a NUL character (\\u0000); remove it")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: holds half a surrogate pair ({error.object[error.start]!r}) "
+            f"at character {error.start}; replace it by a whole character"
+        ) from error

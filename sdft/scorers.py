@@ -1,0 +1,96 @@
+"""Scorers by name: how far a completion is right, from 0 to 1.
+
+A scorer is ``scorer(completion, row) -> float``. The completion may be any text: a scorer gives
+it a score, never an exception, in time linear in its length. The row's gold answer must have the
+form the scorer needs; :func:`check_row` says so when a task is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sdft import actions, answers, json_text, tool_calls
+from sdft.types import Demonstration
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """A rule that scores completions.
+
+    Args:
+        name: As configs name it.
+        read_gold: Row -> gold value in the form ``compare`` needs; ValueError if it has another.
+        compare: (completion, gold value) -> score in [0, 1]; its docstring states the rule.
+    """
+
+    name: str
+    read_gold: Callable[[Demonstration], Any]
+    compare: Callable[[str, Any], float]
+
+    def __call__(self, completion: str, row: Demonstration) -> float:
+        """Score one completion of the row's prompt.
+
+        Raises:
+            ValueError: The row's gold answer does not suit this scorer.
+        """
+        return self.compare(completion, self.gold(row))
+
+    def gold(self, row: Demonstration) -> Any:
+        """The row's gold value in the form this scorer compares with."""
+        try:
+            return self.read_gold(row)
+        except ValueError as error:
+            raise ValueError(f"row {row.id!r}: the scorer {self.name!r} {error}") from error
+
+
+SCORERS: dict[str, Scorer] = {
+    scorer.name: scorer
+    for scorer in (
+        Scorer("exact_label", answers.label_gold, answers.exact_label),
+        Scorer("first_token_label", answers.token_label_gold, answers.first_token_label),
+        Scorer("multiple_choice", answers.letter_gold, answers.multiple_choice),
+        Scorer("first_letter", answers.option_gold, answers.first_letter),
+        Scorer("tool_call", tool_calls.call_gold, tool_calls.tool_call),
+        Scorer("action_input", actions.actions_gold, actions.action_input),
+        Scorer("accepted_calls", actions.accepted_gold, actions.accepted_calls),
+        Scorer("json_equal", json_text.object_gold, json_text.json_equal),
+        Scorer("exact_match", answers.words_gold, answers.exact_match),
+        Scorer("contains", answers.words_gold, answers.contains),
+        Scorer("token_f1", answers.words_gold, answers.token_f1),
+        Scorer("final_answer", answers.verdict_gold, answers.final_answer),
+    )
+}
+
+SCORER_OF_SCORING: dict[str, str] = {
+    **{name: name for name in SCORERS},
+    "final_answer_label": "final_answer",
+    "mc_letter": "multiple_choice",
+    "mc_loglik_or_letter": "first_letter",
+    "qa_em_f1": "token_f1",
+    "tool_actions": "action_input",
+    "tool_actions_accepted": "accepted_calls",
+    "xml_answer": "multiple_choice",
+}
+"""The scorer for a row's ``meta.scoring``, for tasks whose config names no scorer."""
+
+
+def get_scorer(name: str) -> Scorer:
+    """The scorer of that name.
+
+    Raises:
+        ValueError: There is none; the message lists them.
+    """
+    if name not in SCORERS:
+        raise ValueError(f"unknown scorer {name!r}; use one of {', '.join(SCORERS)}")
+    return SCORERS[name]
+
+
+def check_row(scorer_name: str, row: Demonstration) -> None:
+    """Check that a row's gold answer has the form the scorer needs.
+
+    Raises:
+        ValueError: It has not, or the scorer is unknown; the message names the row.
+    """
+    get_scorer(scorer_name).gold(row)

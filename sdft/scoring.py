@@ -1,0 +1,92 @@
+"""What a model believes at completion positions (algorithm, step 3).
+
+Prompts and completions are laid out side by side, padded on the right, so that a causal model
+needs no attention mask: no real token ever sees padding. Only the hidden states that predict
+loss-bearing tokens are gathered; projecting them to the vocabulary is the objective's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sdft.head import decoder_of
+from sdft.types import TokenIds
+
+
+@dataclass(frozen=True, slots=True)
+class LossPositions:
+    """The completion tokens that carry loss, flattened over the batch.
+
+    Args:
+        rows: (N,) index of the sequence each position belongs to.
+        offsets: (N,) index of the token within its completion, from 0.
+        tokens: (N,) the completion's token there.
+        num_sequences: B.
+    """
+
+    rows: Tensor
+    offsets: Tensor
+    tokens: Tensor
+    num_sequences: int
+
+    @classmethod
+    def of(
+        cls,
+        completions: Sequence[TokenIds],
+        num_skipped: int = 0,
+        device: torch.device | None = None,
+    ) -> LossPositions:
+        """Every token of every completion but the first ``num_skipped`` of each.
+
+        The early-token mask touches the loss alone: masked tokens are still read.
+        """
+        flat = [
+            (row, offset, token)
+            for row, completion in enumerate(completions)
+            for offset, token in enumerate(completion)
+            if offset >= num_skipped
+        ]
+        columns = torch.tensor(flat, dtype=torch.long, device=device).reshape(-1, 3).T
+        return cls(columns[0], columns[1], columns[2], len(completions))
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.tokens)
+
+
+def completion_hidden_states(
+    model: PreTrainedModel,
+    prompts: Sequence[TokenIds],
+    completions: Sequence[TokenIds],
+    positions: LossPositions,
+) -> Tensor:
+    """Hidden states from which a model predicts the loss-bearing tokens.
+
+    Args:
+        model: Causal language model.
+        prompts: B token-id lists; student and teacher read different ones.
+        completions: B token-id lists, the same for student and teacher.
+        positions: N positions to gather.
+
+    Returns:
+        (N, D) in the order of ``positions``; with gradient if the caller allows it.
+    """
+    # The last completion token predicts nothing that is scored, so it is not read.
+    sequences = [
+        [*prompt, *completion[:-1]]
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    width = max(map(len, sequences))
+    ids = torch.zeros(len(sequences), width, dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.tensor(sequence)
+    device = model.device
+    hidden: Tensor = decoder_of(model)(input_ids=ids.to(device), use_cache=False).last_hidden_state
+    starts = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
+    columns = starts[positions.rows] + positions.offsets
+    return hidden[positions.rows, columns]

@@ -1,0 +1,109 @@
+"""The values that flow through training: rows, batches, rollouts.
+
+Dimensions: B rows in a batch, T completion positions, V vocabulary entries, N loss-bearing
+positions of a batch. Token ids stay ragged lists until a model reads them, so no padding
+convention leaks out of :mod:`sdft.rollout` and :mod:`sdft.scoring`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+
+class Message(TypedDict):
+    """One chat turn."""
+
+    role: str
+    content: str
+
+
+TokenIds = list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """One row of a task: a prompt and an expert's response to it (section 3: x and c).
+
+    Args:
+        id: Unique within its task.
+        task: Name of the task the row belongs to.
+        prompt: Chat messages the student reads; the last one is the user's.
+        demonstration: The expert response; empty in rows that are only evaluated.
+        answer: Gold value for the task's scorer: a string, or any JSON value.
+        context: Text only the teacher may read besides the demonstration, such as an article.
+        meta: Whatever else the source says about the row.
+    """
+
+    id: str
+    task: str
+    prompt: tuple[Message, ...]
+    demonstration: str
+    answer: Any
+    context: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DemonstrationBatch:
+    """B rows with everything training reads, tokenized.
+
+    Args:
+        rows: B demonstrations, for identifiers and for scoring; training reads no text of them.
+        student_prompts: B token-id lists: the prompt alone, up to the assistant's turn.
+        teacher_prompts: B token-id lists: the prompt with the demonstration in context.
+        demonstrations: B token-id lists: the demonstration as the assistant's turn, with its
+            end-of-turn token.
+    """
+
+    rows: tuple[Demonstration, ...]
+    student_prompts: Sequence[TokenIds]
+    teacher_prompts: Sequence[TokenIds]
+    demonstrations: Sequence[TokenIds]
+
+    def __len__(self) -> int:
+        """Number of rows B."""
+        return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationBatch:
+    """B rows of one task to answer and score.
+
+    Args:
+        task: The rows' task.
+        rows: B rows.
+        prompts: B token-id lists, as the student reads them.
+        scorer: Maps (completion text, row) to a score in [0, 1].
+    """
+
+    task: str
+    rows: tuple[Demonstration, ...]
+    prompts: Sequence[TokenIds]
+    scorer: Callable[[str, Demonstration], float]
+
+    def __len__(self) -> int:
+        """Number of rows B."""
+        return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """B sampled completions.
+
+    Args:
+        completions: B token-id lists, each with its end-of-turn token when it ended by itself.
+        logprobs: B lists as long as the completions: log-probability of each token under the
+            distribution it was drawn from, in nats.
+        ended: B flags: the completion stopped by itself within the length limit.
+    """
+
+    completions: Sequence[TokenIds]
+    logprobs: Sequence[list[float]]
+    ended: Sequence[bool]
+
+    @property
+    def num_tokens(self) -> int:
+        """Completion tokens over all rows."""
+        return sum(len(completion) for completion in self.completions)

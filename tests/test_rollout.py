@@ -1,0 +1,184 @@
+import pytest
+import torch
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from sdft.rollout import SamplingSettings, draw, evaluation_mode, sample
+
+SMALL = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+SCALED_ROPE = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+MODELS = {
+    "llama, scaled rope, tied head": lambda: LlamaForCausalLM(
+        LlamaConfig(**SMALL, rope_parameters=SCALED_ROPE, tie_word_embeddings=True)
+    ),
+    "qwen2, grouped queries": lambda: Qwen2ForCausalLM(Qwen2Config(**SMALL)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SMALL)),
+    "gemma2, soft-capping and sliding window": lambda: Gemma2ForCausalLM(
+        Gemma2Config(**SMALL, sliding_window=6, query_pre_attn_scalar=8)
+    ),
+    "mistral, sliding window": lambda: MistralForCausalLM(MistralConfig(**SMALL, sliding_window=5)),
+    "gpt2, learned positions": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=128,
+                   bos_token_id=None, eos_token_id=None)
+    ),
+}
+PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [3], [20, 21, 22, 23]]
+
+
+@pytest.fixture(params=list(MODELS))
+def model(request):
+    torch.manual_seed(0)
+    model = MODELS[request.param]().eval()
+    with torch.no_grad():  # spread the logits, so that greedy choices are not close calls
+        for parameter in model.parameters():
+            parameter.mul_(3.0) if parameter.dim() > 1 else None
+    return model
+
+
+def by_full_forward(model, prompt, length, end_ids=frozenset()):
+    """Greedy decoding without cache, padding or batch: the reference."""
+    ids, drawn = list(prompt), []
+    while len(drawn) < length and not (drawn and drawn[-1] in end_ids):
+        with torch.no_grad():
+            drawn.append(model(torch.tensor([ids])).logits[0, -1].argmax().item())
+        ids.append(drawn[-1])
+    return drawn
+
+
+def test_greedy_completions_equal_decoding_one_prompt_at_a_time(model):
+    rollout = sample(model, PROMPTS, SamplingSettings(12, temperature=0), end_ids=frozenset())
+    expected = [by_full_forward(model, prompt, 12) for prompt in PROMPTS]
+    assert rollout.completions == expected
+    assert rollout.ended == [False] * 3
+
+
+def test_rows_that_end_leave_without_disturbing_the_others(model):
+    free = sample(model, PROMPTS, SamplingSettings(12, temperature=0), end_ids=frozenset())
+    end_ids = frozenset([free.completions[0][2], free.completions[2][5]])
+    rollout = sample(model, PROMPTS, SamplingSettings(12, temperature=0), end_ids=end_ids)
+    expected = [by_full_forward(model, prompt, 12, end_ids) for prompt in PROMPTS]
+    assert rollout.completions == expected
+    assert rollout.ended == [completion[-1] in end_ids for completion in expected]
+
+
+def test_logprobs_are_those_of_the_drawn_tokens(tiny):
+    generator = torch.Generator().manual_seed(1)
+    settings = SamplingSettings(8, temperature=0.7)
+    prompts = [[4, 5, 6], [7, 8, 9, 10, 11]]
+    rollout = sample(tiny.model, prompts, settings, end_ids=frozenset(), generator=generator)
+    for prompt, completion, logprobs in zip(
+        prompts, rollout.completions, rollout.logprobs, strict=True
+    ):
+        with torch.no_grad():
+            logits = tiny.model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+        reference = (logits.double() / 0.7).log_softmax(-1)
+        expected = reference.gather(1, torch.tensor(completion)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(logprobs).double(), expected, atol=1e-5, rtol=0)
+
+
+def test_samples_follow_the_models_distribution(tiny):
+    prompt, count = [4, 5, 6], 4000
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        tiny.model.get_output_embeddings().weight.mul_(4)
+        exact = tiny.model(torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
+    rollout = sample(
+        tiny.model, [prompt] * count, SamplingSettings(1), end_ids=frozenset(), generator=generator
+    )
+    counts = torch.bincount(
+        torch.tensor(rollout.completions)[:, 0], minlength=len(exact)
+    ).double()
+    likely = exact * count >= 5
+    observed = torch.cat([counts[likely], counts[~likely].sum()[None]])
+    expected = torch.cat([exact[likely], exact[~likely].sum()[None]]) * count
+    chi_squared = ((observed - expected) ** 2 / expected.clamp(min=1e-9)).sum()
+    degrees = len(expected) - 1
+    assert degrees > 5
+    assert chi_squared < degrees + 5 * (2 * degrees) ** 0.5
+
+
+def test_same_generator_state_gives_the_same_rollout_and_leaves_global_noise_alone(tiny):
+    def roll():
+        generator = torch.Generator().manual_seed(7)
+        return sample(
+            tiny.model, PROMPTS, SamplingSettings(6), end_ids=frozenset(), generator=generator
+        ).completions
+
+    before = torch.get_rng_state()
+    assert roll() == roll()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_top_k_and_top_p_ban_the_tail_and_renormalise():
+    logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log().repeat(500, 1)
+    generator = torch.Generator().manual_seed(0)
+    tokens, logprobs = draw(logits, SamplingSettings(1, top_k=2), generator)
+    assert set(tokens.tolist()) == {0, 1}
+    torch.testing.assert_close(logprobs[tokens == 0][0].exp(), torch.tensor(4 / 7))
+    tokens, _ = draw(logits, SamplingSettings(1, top_p=0.65), generator)
+    assert set(tokens.tolist()) == {0, 1}
+    tokens, _ = draw(logits, SamplingSettings(1, top_p=0.75), generator)
+    assert set(tokens.tolist()) == {0, 1, 2}
+
+
+def test_generation_in_training_mode_equals_generation_in_eval_mode(tiny):
+    settings = SamplingSettings(6, temperature=0)
+    expected = sample(tiny.model, PROMPTS, settings, end_ids=frozenset()).completions
+    tiny.model.train()
+    tiny.model.activation_checkpointing_enable()
+    assert sample(tiny.model, PROMPTS, settings, end_ids=frozenset()).completions == expected
+    assert tiny.model.training
+
+
+def test_evaluation_mode_restores_each_submodules_own_mode(tiny):
+    tiny.model.train()
+    frozen = tiny.model.get_output_embeddings().eval()
+    with evaluation_mode(tiny.model):
+        assert not tiny.model.training
+    assert tiny.model.training
+    assert not frozen.training
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"max_new_tokens": 1, "temperature": -1.0}, "temperature is -1"),
+        ({"max_new_tokens": 1, "top_p": 0.0}, "top_p is 0"),
+        ({"max_new_tokens": 1, "top_k": -2}, "top_k is -2"),
+    ],
+)
+def test_settings_out_of_range_are_refused(options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        SamplingSettings(**options)
+
+
+def test_sampling_without_a_generator_or_with_an_empty_prompt_is_refused(tiny):
+    with pytest.raises(ValueError, match="generator"):
+        sample(tiny.model, [[1]], SamplingSettings(2), end_ids=frozenset())
+    with pytest.raises(ValueError, match="prompt 1 has no tokens"):
+        sample(tiny.model, [[1], []], SamplingSettings(2, temperature=0), end_ids=frozenset())
