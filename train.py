@@ -53,7 +53,7 @@ class ContinualCLI(LightningCLI):
             help="Delete a used run directory and start anew.",
         )
         parser.link_arguments("model.tokenizer", "data.tokenizer", apply_on="instantiate")
-        for target in ("model.init_args.seed", "data.init_args.seed"):
+        for target in ("model.init_args.seed", "data.seed"):
             parser.link_arguments("seed_everything", target, compute_fn=int)
 
     def _parse_ckpt_path(self) -> None:
@@ -141,16 +141,16 @@ def summary(trainer: L.Trainer) -> str:
 
 def main(args: list[str] | None = None) -> ContinualCLI:
     """Parse the command line and run it."""
+    defaults = {"default_config_files": [str(CONFIGS / "defaults.yaml")]}
     return ContinualCLI(
         ContinualModule,
         ContinualDataModule,
         subclass_mode_model=True,
-        subclass_mode_data=True,
         auto_configure_optimizers=False,
         seed_everything_default=42,
         save_config_callback=RunDirectory,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"default_config_files": [str(CONFIGS / "defaults.yaml")]},
+        parser_kwargs=dict.fromkeys(ContinualCLI.subcommands(), defaults),
         args=args,
     )
 

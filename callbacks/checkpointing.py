@@ -52,9 +52,7 @@ class StageCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.keep_stages = keep_stages
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Write last.ckpt every n steps; the stage's last step is left to its end."""
         plan, stage = trainer.datamodule.plan, trainer.datamodule.stage
         at_end = trainer.global_step == plan.first_step(stage + 1)

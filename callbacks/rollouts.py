@@ -36,7 +36,9 @@ class RolloutText(L.Callback):
             return
         completions = pl_module.tokenizer.batch_decode(rollout.completions[: self.num_rows])
         table = "| prompt | demonstration | rollout |\n| --- | --- | --- |\n" + "\n".join(
-            "| " + " | ".join(map(_cell, (row.prompt[-1]["content"], row.demonstration, text))) + " |"
+            "| "
+            + " | ".join(map(_cell, (row.prompt[-1]["content"], row.demonstration, text)))
+            + " |"
             for row, text in zip(batch.rows, completions, strict=False)
         )
         for logger in trainer.loggers:

@@ -80,7 +80,9 @@ class ContinualDataModule(L.LightningDataModule):
     def train_dataloader(self) -> StageLoader:
         """The current stage's batches."""
         rows = self.tasks[self.stage].train
-        return StageLoader(self.plan, self.stage, lambda batch: self.reader.train_batch(rows, batch))
+        return StageLoader(
+            self.plan, self.stage, lambda batch: self.reader.train_batch(rows, batch)
+        )
 
     def val_dataloader(self) -> list[EvaluationLoader]:
         """One loader per task, in training order."""

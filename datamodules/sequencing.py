@@ -67,7 +67,7 @@ def fit_sequence(
             _fit_stage(trainer, module, datamodule, stage, None)
         _evaluate(trainer, module, datamodule, stage + 1)
     if any(task.test for task in datamodule.tasks):
-        trainer.test(module, datamodule=datamodule, verbose=False)
+        trainer.test(module, datamodule=datamodule, verbose=False, weights_only=True)
 
 
 def read_resume_point(path: Path, plan: StagePlan) -> ResumePoint:
@@ -102,8 +102,14 @@ def read_counters(path: Path) -> dict[str, int]:
             path, map_location="cpu", mmap=True, weights_only=True
         )
         return {name: int(checkpoint[name]) for name in ("epoch", "global_step")}
-    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError,
-            zipfile.BadZipFile) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        KeyError,
+        TypeError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
         raise ValueError(
             f"the checkpoint {path} is truncated or not a checkpoint ({error}); resume from "
             "another file in its folder with --ckpt_path FILE"
@@ -117,11 +123,14 @@ def _fit_stage(
     stage: int,
     ckpt_path: str | Path | None,
 ) -> None:
-    if stage < 0:  # a checkpoint from before the first stage
-        stage = 0
-    datamodule.stage = stage
-    trainer.fit_loop.max_epochs = stage + 1
-    trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+    datamodule.stage = max(stage, 0)  # a checkpoint may stem from before the first stage
+    trainer.fit_loop.max_epochs = datamodule.stage + 1
+    # Evaluation happens between the stages, not inside of fit.
+    limit, trainer.limit_val_batches = trainer.limit_val_batches, 0
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+    finally:
+        trainer.limit_val_batches = limit
 
 
 def _evaluate(
@@ -131,7 +140,7 @@ def _evaluate(
     num_stages_done: int,
 ) -> None:
     datamodule.num_stages_done = num_stages_done
-    trainer.validate(module, datamodule=datamodule, verbose=False)
+    trainer.validate(module, datamodule=datamodule, verbose=False, weights_only=True)
 
 
 def _check_trainer(trainer: L.Trainer) -> None:

@@ -114,7 +114,11 @@ class RowTokenizer:
         if len(kept) < len(rows):
             logger.warning(
                 "task %r: dropped %d of %d %s rows with prompts over %d tokens",
-                task.name, len(rows) - len(kept), len(rows), split, self._max_prompt_tokens,
+                task.name,
+                len(rows) - len(kept),
+                len(rows),
+                split,
+                self._max_prompt_tokens,
             )
         if rows and not kept:
             raise ValueError(

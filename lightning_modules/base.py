@@ -51,12 +51,12 @@ class ContinualModule(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _require(learning_rate > 0, "learning_rate", learning_rate, "above 0")
-        _require(weight_decay >= 0, "weight_decay", weight_decay, "0 or more")
-        _require(warmup_steps >= 0, "warmup_steps", warmup_steps, "0 or more")
+        require(learning_rate > 0, "learning_rate", learning_rate, "above 0")
+        require(weight_decay >= 0, "weight_decay", weight_decay, "0 or more")
+        require(warmup_steps >= 0, "warmup_steps", warmup_steps, "0 or more")
         loaded = load_model(pretrained, revision=revision, trust_remote_code=trust_remote_code)
-        VocabularyHead.of(loaded.model, check=True)  # an unknown kind of head fails here
         self.student = loaded.model.train()
+        self.student_head = VocabularyHead.of(self.student)
         self.tokenizer = loaded.tokenizer
         self.end_ids = loaded.end_ids
         self.model_name = pretrained
@@ -160,7 +160,11 @@ class WarmupCosine:
         return 0.5 * (1 + math.cos(math.pi * min((step - self.warmup_steps) / remaining, 1.0)))
 
 
-def _require(holds: bool, name: str, value: object, expected: str) -> None:
+def require(holds: bool, name: str, value: object, expected: str) -> None:
+    """Refuse an option's value.
+
+    Raises:
+        ValueError: ``holds`` is false; names the option, its value and what is expected.
+    """
     if not holds:
         raise ValueError(f"model.{name} is {value}; it must be {expected}")
-

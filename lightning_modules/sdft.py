@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_modules.base import ContinualModule
+from lightning_modules.base import ContinualModule, require
 from sdft.head import VocabularyHead
-from sdft.losses import make_divergence, reduction_weights
+from sdft.losses import REDUCTIONS, make_divergence, reduction_weights
 from sdft.objective import distillation_loss
 from sdft.rollout import SamplingSettings, sample
 from sdft.scoring import LossPositions, completion_hidden_states
@@ -56,6 +56,13 @@ class SDFTModule(ContinualModule):
         **base: Any,
     ) -> None:
         super().__init__(**base)
+        require(
+            num_loss_tokens_to_skip >= 0,
+            "num_loss_tokens_to_skip",
+            num_loss_tokens_to_skip,
+            "0 or more",
+        )
+        require(reduction in REDUCTIONS, "reduction", reduction, " or ".join(REDUCTIONS))
         self.divergence = make_divergence(divergence)
         self.reduction = reduction
         self.num_loss_tokens_to_skip = num_loss_tokens_to_skip
@@ -63,6 +70,7 @@ class SDFTModule(ContinualModule):
             self.greedy.max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k
         )
         self.teacher = EMATeacher(self.student, teacher_rate)
+        self.teacher_head = VocabularyHead.of(self.teacher.model)
         self.last_rollout: Rollout | None = None
 
     def on_train_start(self) -> None:
@@ -73,16 +81,14 @@ class SDFTModule(ContinualModule):
     def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
         """The paper's algorithm box."""
         rollout = self.sample(batch)  # on-policy, no gradient
-        positions = LossPositions.of(
-            rollout.completions, self.num_loss_tokens_to_skip, self.device
-        )
+        positions = LossPositions.of(rollout.completions, self.num_loss_tokens_to_skip, self.device)
         teacher = self.score_teacher(batch, rollout, positions)  # demonstration in context
         student = self.score_student(batch, rollout, positions)  # prompt only
         loss = distillation_loss(
             student,
-            VocabularyHead.of(self.student, check=False),
+            self.student_head,
             teacher,
-            VocabularyHead.of(self.teacher.model, check=False),
+            self.teacher_head,
             tokens=positions.tokens,
             weights=reduction_weights(self.reduction, positions.rows, positions.num_sequences),
             divergence=self.divergence,
@@ -130,6 +136,4 @@ class SDFTModule(ContinualModule):
         rows = len(rollout.completions)
         self.log("train/completion_length", rollout.num_tokens / rows, batch_size=rows)
         self.log("train/ended", sum(rollout.ended) / rows, batch_size=rows)
-        self.log(
-            "train/tokens_per_s", rollout.num_tokens / seconds, prog_bar=True, batch_size=rows
-        )
+        self.log("train/tokens_per_s", rollout.num_tokens / seconds, prog_bar=True, batch_size=rows)

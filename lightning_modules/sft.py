@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_modules.base import ContinualModule
-from sdft.head import VocabularyHead
-from sdft.losses import reduction_weights
+from lightning_modules.base import ContinualModule, require
+from sdft.losses import REDUCTIONS, reduction_weights
 from sdft.objective import cross_entropy_loss
 from sdft.scoring import LossPositions, completion_hidden_states
 from sdft.types import DemonstrationBatch
@@ -27,6 +26,7 @@ class SFTModule(ContinualModule):
 
     def __init__(self, *, reduction: str = "token_mean", **base: Any) -> None:
         super().__init__(**base)
+        require(reduction in REDUCTIONS, "reduction", reduction, " or ".join(REDUCTIONS))
         self.reduction = reduction
 
     def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
@@ -37,7 +37,7 @@ class SFTModule(ContinualModule):
         )
         loss = cross_entropy_loss(
             hidden,
-            VocabularyHead.of(self.student, check=False),
+            self.student_head,
             positions.tokens,
             reduction_weights(self.reduction, positions.rows, positions.num_sequences),
         )

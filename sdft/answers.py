@@ -170,9 +170,12 @@ def exact_match(completion: str, golds: list[list[str]]) -> float:
 
 
 def contains(completion: str, golds: list[list[str]]) -> float:
-    """1 if an accepted answer is a substring of the completion, both after normalisation."""
-    text = " ".join(answer_words(completion))
-    return float(any(" ".join(gold) in text for gold in golds))
+    """1 if the words of an accepted answer stand in the completion, in a row and whole.
+
+    Both are normalised as for ``exact_match``; "iron" is not in "environment".
+    """
+    text = f" {' '.join(answer_words(completion))} "
+    return float(any(f" {' '.join(gold)} " in text for gold in golds))
 
 
 def token_f1(completion: str, golds: list[list[str]]) -> float:

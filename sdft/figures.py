@@ -30,7 +30,7 @@ COLOURS = (
     "#E69F00",
     "#56B4E9",
     "#000000",
-    "#7F6A93",
+    "#8C6D31",
 )
 INK = "#333333"
 FAINT = "#9A9A9A"
@@ -46,9 +46,11 @@ LEGEND_PLACE: dict[str, Any] = {
     "labelcolor": INK,
     "borderaxespad": 0.2,
 }
+DARKEST = 1.25
+"""Value at the dark end of the colour map: above 1, so that a frame shows on a cell of 100 %."""
 LABEL_CHARACTERS = 22
 TICK_CHARACTERS = 16
-MIN_LABEL_GAP = 0.052
+MIN_LABEL_GAP = 0.06
 """Least distance between two labels at line ends, as a share of the accuracy axis."""
 
 
@@ -108,7 +110,9 @@ def _height(num_tasks: int) -> float:
 
 def _add_title(figure: Figure, title: str) -> None:
     if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, parse_math=False)
+        figure.suptitle(
+            title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK, parse_math=False
+        )
 
 
 def _draw_curves(axes: Axes, tasks: Sequence[str], matrix: Tensor) -> None:
@@ -119,7 +123,7 @@ def _draw_curves(axes: Axes, tasks: Sequence[str], matrix: Tensor) -> None:
         trained = index + 1
         before, after = slice(0, trained + 1), slice(trained, None)
         stages = list(range(num_stages + 1))
-        line = {"color": colour, "clip_on": False, "zorder": 3}
+        line: dict[str, Any] = {"color": colour, "clip_on": False, "zorder": 3}
         axes.plot(stages[before], accuracies[before], ls=BEFORE_TRAINING, lw=1.3, **line)
         axes.plot(stages[after], accuracies[after], lw=2.2, **line)
         axes.plot(stages, accuracies, ls="", marker="o", ms=5, mfc="white", mew=1.3, **line)
@@ -129,11 +133,12 @@ def _draw_curves(axes: Axes, tasks: Sequence[str], matrix: Tensor) -> None:
     axes.set_xlim(-0.12, num_stages + 0.12)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.spines["bottom"].set_position(("outward", 8))  # resets the ticks: name them after it
     _name_stages(axes, tasks)
+    axes.tick_params(colors=INK, color=FAINT)
     axes.grid(axis="y", color="#E6E6E6", lw=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.spines["bottom"].set_position(("outward", 8))
     axes.set_xlabel("trained so far", color=INK)
     axes.legend(
         handles=[
@@ -165,7 +170,14 @@ def _label_line_ends(axes: Axes, tasks: Sequence[str], matrix: Tensor) -> None:
             va="center",
             annotation_clip=False,
             parse_math=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.8, "shrinkA": 1, "shrinkB": 6},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "lw": 0.8,
+                "shrinkA": 1,
+                "shrinkB": 6,
+                "relpos": (0, 0.5),
+            },
         )
 
 
@@ -198,16 +210,16 @@ def _overlap(lower: tuple[float, list[int]], upper: tuple[float, list[int]], gap
 
 def _draw_heatmap(axes: Axes, tasks: Sequence[str], matrix: Tensor) -> None:
     num_rows, num_tasks = matrix.shape
-    axes.imshow(matrix.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.imshow(matrix.numpy(), cmap="Blues", vmin=0, vmax=DARKEST, aspect="auto")
     for stage, row in enumerate(matrix.tolist()):
         for index, accuracy in enumerate(row):
             if math.isnan(accuracy):
                 axes.add_patch(_cell(index, stage, fill=False, lw=0, **BLANK))
             else:
-                colour = "white" if accuracy > 0.55 else INK
+                colour = "white" if accuracy > 0.65 else INK
                 number = f"{100 * accuracy:.0f}"
                 axes.text(index, stage, number, ha="center", va="center", color=colour)
-            if stage == index + 1:
+            if stage == index + 1 and not math.isnan(accuracy):
                 axes.add_patch(_cell(index, stage, fill=False, ec=INK, lw=1.6, zorder=4))
     axes.set_xticks([index + 0.5 for index in range(num_tasks - 1)], minor=True)
     axes.set_yticks([stage + 0.5 for stage in range(num_rows - 1)], minor=True)
@@ -216,7 +228,8 @@ def _draw_heatmap(axes: Axes, tasks: Sequence[str], matrix: Tensor) -> None:
     axes.spines[:].set_visible(False)
     _name_tasks(axes, tasks)
     names = [shortened(task, TICK_CHARACTERS) for task in tasks]
-    axes.set_yticks(range(num_rows), ["before training", *(f"after {name}" for name in names)])
+    names = ["before training", *(f"after {name}" for name in names)]
+    axes.set_yticks(range(num_rows), names, parse_math=False, color=INK, fontsize=9.5)
     axes.legend(
         handles=[
             Rectangle((0, 0), 1, 1, fill=False, ec=INK, lw=1.6, label="just after its own stage"),
@@ -228,7 +241,7 @@ def _draw_heatmap(axes: Axes, tasks: Sequence[str], matrix: Tensor) -> None:
 
 
 def _cell(index: int, stage: int, **style: Any) -> Rectangle:
-    return Rectangle((index - 0.5, stage - 0.5), 1, 1, **style)
+    return Rectangle((index - 0.5, stage - 0.5), 1, 1, clip_on=False, **style)
 
 
 def _name_stages(axes: Axes, tasks: Sequence[str]) -> None:

@@ -8,8 +8,6 @@ hand that they are the model's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,27 +15,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sdft.rollout import evaluation_mode
+from sdft.sharding import whole_parameter
+
 SOFTCAP_FIELDS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 MULTIPLIER_FIELDS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
-DIVISOR_FIELDS = ("logits_scaling",)
-MULTIPLIES_BY_LOGITS_SCALING = ("hyperclovax",)
+DIVISOR_FIELD = "logits_scaling"
+MULTIPLIES_BY_DIVISOR_FIELD = "hyperclovax"
 PROBE_LENGTH = 4
 
 
 @dataclass(frozen=True, eq=False)
 class VocabularyHead:
-    """logits = softcap(multiplier * (hidden @ weight.T + bias)).
+    """Logits = softcap(multiplier * (hidden @ weight.T + bias)).
 
     Args:
-        weight: (V, D), the model's own parameter, not a copy.
-        bias: (V,) or None.
+        layer: The model's own output layer, not a copy; its parameters are looked up at each use.
         multiplier: Factor of the projection; 1 for most architectures.
-        softcap: Bound c of c * tanh(logits / c), or None.
+        softcap: The bound c of c * tanh(logits / c), or None.
         tied: The weight is also the input embedding.
     """
 
-    weight: Tensor
-    bias: Tensor | None = None
+    layer: nn.Linear
     multiplier: float = 1.0
     softcap: float | None = None
     tied: bool = False
@@ -47,9 +46,7 @@ class VocabularyHead:
         """The head of a transformers causal language model, with or without peft adapters.
 
         Args:
-            model: Its output embedding must be a plain linear layer. The head keeps a reference
-                to the layer's parameters: build it again if they are replaced, not when an
-                optimizer updates them in place.
+            model: Its output layer must be a plain linear layer.
             check: Run the model on a few tokens and compare; costs one short forward pass.
 
         Raises:
@@ -59,37 +56,46 @@ class VocabularyHead:
         layer = model.get_output_embeddings()  # type: ignore[operator]
         if not isinstance(layer, nn.Linear) or not layer.weight.is_floating_point():
             raise ValueError(
-                f"the output layer of {model_name(model)} is {type(layer).__name__}, not a plain "
-                "linear layer; leave it out of target_modules, modules_to_save and quantization"
+                f"the output layer of {type(model).__name__} is {type(layer).__name__}, not a "
+                "plain linear layer: leave it out of adapters, modules_to_save and quantization"
             )
-        multiplier, softcap = _scaling(text_config(model))
+        multiplier, softcap = _scaling(_text_config(model))
         embedding = model.get_input_embeddings()  # type: ignore[operator]
-        head = cls(
-            weight=layer.weight,
-            bias=layer.bias,
-            multiplier=multiplier,
-            softcap=softcap,
-            tied=embedding.weight is layer.weight,
-        )
+        head = cls(layer, multiplier, softcap, tied=embedding.weight is layer.weight)
         if check:
             head.check_against(model)
         return head
 
     @property
+    def weight(self) -> Tensor:
+        """(V, D), the layer's parameter, sharded if it is."""
+        return self.layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(V,) or None, the layer's parameter, sharded if it is."""
+        return self.layer.bias
+
+    @property
     def vocab_size(self) -> int:
-        """V, counting padding rows of the weight."""
-        return self.weight.shape[0]
+        """V, with the weight's padding rows."""
+        return self.layer.weight.shape[0]
+
+    def whole(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias in full on this rank; differentiable, also where they are sharded."""
+        bias = self.bias
+        return whole_parameter(self.weight), None if bias is None else whole_parameter(bias)
 
     def finish(self, projected: Tensor) -> Tensor:
-        """Logits from the raw projection (..., V), a new tensor unless nothing is to be done."""
+        """Logits from the raw projection, both (..., V)."""
         logits = projected if self.multiplier == 1.0 else projected * self.multiplier
         if self.softcap is None:
             return logits
-        return (logits / self.softcap).tanh_().mul_(self.softcap)
+        return (logits / self.softcap).tanh() * self.softcap
 
     def logits(self, hidden: Tensor) -> Tensor:
         """All logits at once, differentiable: (..., D) to (..., V)."""
-        return self.finish(functional.linear(hidden, self.weight, self.bias))
+        return self.finish(functional.linear(hidden, *self.whole()))
 
     @torch.no_grad()
     def check_against(self, model: nn.Module) -> None:
@@ -100,22 +106,22 @@ class VocabularyHead:
         """
         count = min(PROBE_LENGTH, self.vocab_size)
         tokens = torch.arange(count, device=self.weight.device).unsqueeze(0)
-        with _evaluating(model):
+        with evaluation_mode(model):
             expected = model(input_ids=tokens, use_cache=False).logits.float()
             found = self.logits(final_hidden_states(model, input_ids=tokens)).float()
-        tolerance = 1e-4 if self.weight.dtype in (torch.float32, torch.float64) else 3e-2
+        tolerance = 1e-4 if self.weight.dtype.itemsize >= 4 else 3e-2
         error = (found - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
         if not error <= tolerance:
             raise ValueError(
-                f"the logits of {model_name(model)} are not multiplier * (hidden @ weight.T) with "
-                f"a soft cap (relative error {error.item():.2g}, multiplier {self.multiplier}, "
-                f"softcap {self.softcap}): this architecture's head does something that "
-                "sdft.head.VocabularyHead does not know; add it there"
+                f"the logits of {type(model).__name__} are not what sdft.head computes from its "
+                f"final hidden states (relative error {float(error):.2g} with multiplier "
+                f"{self.multiplier}, softcap {self.softcap}): its head does something more; teach "
+                "it to sdft.head.VocabularyHead"
             )
 
 
 def final_hidden_states(model: nn.Module, **inputs: Any) -> Tensor:
-    """What the head reads, (B, T, D): the decoder's output after its final norm.
+    """What the head reads: (B, T, D), the decoder's output after its final norm.
 
     Args:
         model: A transformers causal language model; peft adapters inside it take part.
@@ -126,42 +132,24 @@ def final_hidden_states(model: nn.Module, **inputs: Any) -> Tensor:
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
-    """The module between token ids and final hidden states, without the head."""
+    """The module between token ids and final hidden states: the model without its head."""
     decoder: nn.Module = model.get_decoder()  # type: ignore[operator]
     return decoder
 
 
-def text_config(model: nn.Module) -> dict[str, Any]:
+def _text_config(model: nn.Module) -> dict[str, Any]:
     """The language part of the model's configuration."""
-    config: dict[str, Any] = model.config.get_text_config().to_dict()  # type: ignore[operator, union-attr]
+    config: dict[str, Any] = model.config.get_text_config().to_dict()  # type: ignore[operator,union-attr]
     return config
 
 
-def model_name(model: nn.Module) -> str:
-    """The class of the model, as error messages show it."""
-    return type(model).__name__
-
-
 def _scaling(config: dict[str, Any]) -> tuple[float, float | None]:
-    """Multiplier and soft cap of an architecture from the fields its configuration has."""
+    """Multiplier and soft cap of an architecture, from those fields its configuration has."""
     multiplier = 1.0
     for name in MULTIPLIER_FIELDS:
         multiplier *= config.get(name) or 1.0
-    for name in DIVISOR_FIELDS:
-        factor = config.get(name) or 1.0
-        multiplies = config["model_type"].startswith(MULTIPLIES_BY_LOGITS_SCALING)
-        multiplier *= factor if multiplies else 1.0 / factor
-    caps = [config[name] for name in SOFTCAP_FIELDS if config.get(name) is not None]
-    return multiplier, (float(caps[0]) if caps else None)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Every submodule in eval mode, each put back to its own mode afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    divisor = config.get(DIVISOR_FIELD) or 1.0
+    multiplies = config["model_type"].startswith(MULTIPLIES_BY_DIVISOR_FIELD)
+    multiplier *= divisor if multiplies else 1.0 / divisor
+    caps = [float(config[name]) for name in SOFTCAP_FIELDS if config.get(name) is not None]
+    return multiplier, caps[0] if caps else None

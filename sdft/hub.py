@@ -7,7 +7,7 @@ never parsed as templates. Only data files are loaded, never a data set's code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import StrictUndefined, TemplateError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 MAPPED_FIELDS = ("id", "prompt", "demonstration", "answer", "context")
+REQUIRED_FIELDS = ("prompt", "demonstration", "answer")
 
 Columns = Mapping[str, Any]
 FieldReader = Callable[[Columns], Any]
@@ -47,23 +48,26 @@ def load_hub_split(
     except Exception as error:  # the library raises many unrelated types
         raise RuntimeError(
             f"task {task!r}: could not load the split {split!r} of the hub data set {hub_id!r} "
-            f"(config_name {config_name!r}, revision {revision!r}): {error}. Check these names and "
-            "the network connection, or give `path`, a folder with train.jsonl and validation.jsonl"
+            f"(config_name {config_name!r}, revision {revision!r}); check these names and the "
+            "network connection, or give `path`, a folder with train.jsonl and validation.jsonl. "
+            f"The error was: {error}"
         ) from error
 
 
 def rows_from_dataset(
     dataset: Dataset,
+    indices: Sequence[int],
     task: str,
     split: str,
     columns: Mapping[str, str] | None,
     *,
     needs_demonstration: bool,
 ) -> list[Demonstration]:
-    """Turn every row of a loaded data set into a row of a task.
+    """Turn rows of a loaded data set into rows of a task.
 
     Args:
         dataset: One split.
+        indices: Which of its rows, from 0.
         task: The name the rows get.
         split: Our name of the split; part of the ids that are made up where none is mapped.
         columns: Field -> column or template; None takes the columns named like fields. A column
@@ -74,20 +78,19 @@ def rows_from_dataset(
         ValueError: A mapped column is absent, a template fails, or a row breaks the schema.
     """
     names = dataset.column_names
-    mapping = (
-        {name: name for name in MAPPED_FIELDS if name in names} if columns is None else columns
-    )
+    if columns is None:
+        columns = {name: name for name in MAPPED_FIELDS if name in (*names, *REQUIRED_FIELDS)}
     readers = {
         field: _field_reader(source, names, f"task {task!r}: columns: field {field!r}")
-        for field, source in mapping.items()
+        for field, source in columns.items()
     }
     label_names = _label_names(dataset)
     rows = []
-    for index, values in enumerate(dataset):
+    for index, values in zip(indices, dataset.select(indices), strict=True):
         where = f"task {task!r}: {split} row {index}"
         named = {**values, **_named_labels(values, label_names, where)}
         record = {field: _read(reader, named, field, where) for field, reader in readers.items()}
-        record["id"] = str(record.get("id", f"{split}-{index}"))
+        record["id"] = _id(record.get("id", f"{split}-{index}"))
         rows.append(row_from(record, task, where, needs_demonstration=needs_demonstration))
     return rows
 
@@ -106,7 +109,7 @@ def check_columns(columns: Mapping[str, str], task: str) -> None:
             )
         if is_template(source):
             _template_reader(source, f"task {task!r}: columns: field {field!r}")
-    for field in ("prompt", "answer"):
+    for field in REQUIRED_FIELDS:
         if field not in columns:
             raise ValueError(f"task {task!r}: columns: field {field!r} is not mapped; add it")
 
@@ -121,7 +124,8 @@ def _field_reader(source: str, names: list[str], where: str) -> FieldReader:
         return _template_reader(source, where)
     if source not in names:
         raise ValueError(
-            f"{where}: there is no column {source!r}; the columns are {', '.join(names)}"
+            f"{where}: there is no column {source!r}; "
+            f"map the field to one of {', '.join(names)}, or to a template"
         )
     return lambda values: values[source]
 
@@ -139,6 +143,10 @@ def _read(reader: FieldReader, values: Columns, field: str, where: str) -> Any:
         return reader(values)
     except Exception as error:  # an expression in a template may fail in any way
         raise ValueError(f"{where}: columns: field {field!r}: {error}") from error
+
+
+def _id(value: Any) -> Any:
+    return str(value) if isinstance(value, int) else value
 
 
 def _label_names(dataset: Dataset) -> dict[str, list[str]]:

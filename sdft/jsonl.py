@@ -37,8 +37,9 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     f"{where}: the line has more than {MAX_LINE_BYTES:,} bytes; "
                     "a row is one line, so check for missing line breaks or shorten the row"
                 )
-            if line.strip():
-                yield where, _parse(_decode(line, where, first=number == 1), where)
+            text = _decode(line, where, first=number == 1)
+            if text.strip():
+                yield where, _parse(text, where)
 
 
 def _decode(line: bytes, where: str, *, first: bool) -> str:
@@ -55,8 +56,13 @@ def _parse(line: str, where: str) -> dict[str, Any]:
         record = json.loads(line, object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except RecursionError as error:
         raise ValueError(_too_deep(where)) from error
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{where}: not valid JSON: {error.msg} at character {error.pos}; "
+            "write one complete object on the line"
+        ) from error
     except ValueError as error:
-        raise ValueError(f"{where}: not valid JSON: {error}; a row is one object a line") from error
+        raise ValueError(f"{where}: not valid JSON: {error}") from error
     if not isinstance(record, dict):
         raise ValueError(
             f"{where}: a {type(record).__name__}, not a JSON object; write the row as {{...}}"

@@ -58,15 +58,15 @@ def make_divergence(name: str, **options: Any) -> Divergence:
 def reduction_weights(
     name: str,
     sequence_index: Tensor,
-    *,
-    num_tokens: int,
     num_sequences: int,
+    *,
+    num_tokens: int | None = None,
     averaged_over: int = 1,
 ) -> Tensor:
     """Weight of each position, such that the loss is the sum of weight * value.
 
-    Both denominators are those of the whole optimizer step, over all its micro-batches and
-    ranks, so the sum of the parts' losses, and of their gradients, does not depend on the split.
+    Given the totals of the whole optimizer step, over all its micro-batches and ranks, the sum
+    of the parts' losses, and of their gradients, does not depend on how the step is split.
 
     - "token_mean" normalises by ``num_tokens``: every loss token counts the same.
     - "sequence_mean" normalises by the loss tokens of the position's own sequence, then by
@@ -75,10 +75,12 @@ def reduction_weights(
 
     Args:
         name: One of :data:`REDUCTIONS`.
-        sequence_index: (N,), which sequence each position of this micro-batch belongs to, from
-            0. A sequence is never split between micro-batches.
-        num_tokens: Loss tokens of the optimizer step.
-        num_sequences: Sequences of the optimizer step, with those that have no loss token.
+        sequence_index: (N,), from 0: the sequence each position of this micro-batch belongs to.
+            A sequence is never split between micro-batches.
+        num_sequences: Sequences of the optimizer step, counting those without loss tokens.
+        num_tokens: Loss tokens of the optimizer step; None where the N given here are all. Where
+            the total is known only after the last micro-batch, pass 1 and divide the gradients
+            by the total before the optimizer steps.
         averaged_over: By how much the gradient is divided afterwards: the number of ranks under
             DDP and FSDP, times the number of micro-batches where the trainer divides by it.
 
@@ -86,26 +88,22 @@ def reduction_weights(
         (N,), float32.
 
     Raises:
-        ValueError: Unknown name, or a total smaller than what this micro-batch alone holds.
+        ValueError: Unknown name, or a total that is not positive.
     """
     if name not in REDUCTIONS:
         raise ValueError(f"unknown reduction {name!r}; valid: {', '.join(REDUCTIONS)}")
     count = sequence_index.shape[0]
-    if count > num_tokens:
+    if num_tokens is None:
+        num_tokens = max(count, 1)
+    if num_tokens < 1 or num_sequences < 1:
         raise ValueError(
-            f"num_tokens is {num_tokens}, but this micro-batch alone has {count} loss tokens; "
-            "pass the total of the optimizer step over micro-batches and ranks"
+            f"num_tokens is {num_tokens} and num_sequences is {num_sequences}; both are totals of "
+            "an optimizer step and at least 1"
         )
     if name == "token_mean":
-        weight = averaged_over / max(num_tokens, 1)
-        return torch.full((count,), weight, device=sequence_index.device)
-    lengths = sequence_index.bincount()
-    if int(lengths.count_nonzero()) > num_sequences:
-        raise ValueError(
-            f"num_sequences is {num_sequences}, but this micro-batch alone has "
-            f"{int(lengths.count_nonzero())}; pass the total of the optimizer step"
-        )
-    return averaged_over / (lengths[sequence_index].float() * num_sequences)
+        return torch.full((count,), averaged_over / num_tokens, device=sequence_index.device)
+    lengths = sequence_index.bincount()[sequence_index].float()
+    return averaged_over / (lengths * num_sequences)
 
 
 def importance_weights(trainer_logprobs: Tensor, sampler_logprobs: Tensor, clip: float) -> Tensor:

@@ -98,11 +98,8 @@ def cross_entropy_loss(
     weights: Tensor,
     *,
     tile_rows: int | None = None,
-) -> DistillationLoss:
+) -> Tensor:
     """Sum over positions of weight * -log p(token): supervised fine-tuning's loss.
-
-    Under ``torch.no_grad`` the negated values are the log-probabilities of the tokens, at the
-    cost of one projection.
 
     Args:
         hidden: (N, D), final hidden states at the positions that carry loss.
@@ -111,35 +108,62 @@ def cross_entropy_loss(
         weights: (N,), from :func:`sdft.losses.reduction_weights`; a constant.
         tile_rows: Rows per tile; None chooses by vocabulary and device.
 
+    Returns:
+        (), attached to the graph; good for one backward pass.
+
     Raises:
         ValueError: Shapes that do not fit.
     """
     return _tiled_loss(
         hidden,
         head,
-        teacher_hidden=None,
-        teacher_head=None,
         tokens=tokens,
         weights=weights,
         divergence=CrossEntropy(),
-        temperature=1.0,
-        sequence_index=None,
         tile_rows=tile_rows,
-    )
+    ).loss
+
+
+@torch.no_grad()
+def token_logprobs(
+    hidden: Tensor, head: VocabularyHead, tokens: Tensor, *, tile_rows: int | None = None
+) -> Tensor:
+    """Log-probabilities of given tokens, without gradient: (N,), in nats.
+
+    One projection; :func:`sdft.losses.importance_weights` compares them with the sampler's.
+
+    Args:
+        hidden: (N, D), final hidden states at the positions that predict the tokens.
+        head: Of the model they come from.
+        tokens: (N,).
+        tile_rows: Rows per tile; None chooses by vocabulary and device.
+
+    Raises:
+        ValueError: Shapes that do not fit.
+    """
+    unused = torch.zeros(hidden.shape[0], device=hidden.device)
+    return -_tiled_loss(
+        hidden,
+        head,
+        tokens=tokens,
+        weights=unused,
+        divergence=CrossEntropy(),
+        tile_rows=tile_rows,
+    ).values
 
 
 def _tiled_loss(
     hidden: Tensor,
     head: VocabularyHead,
     *,
-    teacher_hidden: Tensor | None,
-    teacher_head: VocabularyHead | None,
     tokens: Tensor,
     weights: Tensor,
     divergence: Divergence,
-    temperature: float,
-    sequence_index: Tensor | None,
     tile_rows: int | None,
+    teacher_hidden: Tensor | None = None,
+    teacher_head: VocabularyHead | None = None,
+    temperature: float = 1.0,
+    sequence_index: Tensor | None = None,
 ) -> DistillationLoss:
     """Check what both losses share, and sweep."""
     count = hidden.shape[0]
@@ -168,18 +192,18 @@ def _tiled_loss(
     return DistillationLoss(loss=loss, values=values)
 
 
-def _sequence_ends(
-    divergence: Divergence, sequence_index: Tensor | None, count: int
-) -> Tensor:
+def _sequence_ends(divergence: Divergence, sequence_index: Tensor | None, count: int) -> Tensor:
     """For each row the first row after its sequence, (N,)."""
     if sequence_index is None or sequence_index.shape != (count,):
         raise ValueError(
             f"{type(divergence).__name__} needs sequence_index with shape ({count},): the "
             "sequence each row belongs to"
         )
-    runs, run_of_row, lengths = sequence_index.unique_consecutive(
-        return_inverse=True, return_counts=True
+    runs: Tensor
+    runs, run_of_row, lengths = torch.unique_consecutive(
+        sequence_index, return_inverse=True, return_counts=True
     )
-    if runs.unique().numel() != runs.numel():
+    if len(set(runs.tolist())) != runs.numel():
         raise ValueError("sequence_index returns to a sequence it left; sort the rows by sequence")
-    return lengths.cumsum(0)[run_of_row]
+    ends: Tensor = lengths.cumsum(0)[run_of_row]
+    return ends

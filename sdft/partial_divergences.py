@@ -35,8 +35,8 @@ class SampledToken(Divergence):
         """The log-ratio at the token, and log-ratio * (one-hot(token) - p_student)."""
         index = tokens.unsqueeze(-1)
         student_log = student_logits.log_softmax(-1)
-        teacher_log = teacher_logits.gather(-1, index) - teacher_logits.logsumexp(-1, keepdim=True)
-        ratio = (student_log.gather(-1, index) - teacher_log).nan_to_num_(0.0, 0.0, 0.0)
+        ratio = student_log.gather(-1, index) - teacher_logits.log_softmax(-1).gather(-1, index)
+        ratio.nan_to_num_(0.0, 0.0, 0.0)
         gradient = student_log.exp_().mul_(-ratio).scatter_add_(-1, index, ratio)
         return ratio.squeeze(-1), gradient
 
@@ -95,19 +95,29 @@ class _TopK(Divergence):
         if self.k > student_logits.shape[-1]:
             raise ValueError(f"k is {self.k}; the vocabulary has {student_logits.shape[-1]} tokens")
         support = self.ranked(student_logits, teacher_logits).topk(self.k, dim=-1).indices
-        student, teacher = student_logits.gather(-1, support), teacher_logits.gather(-1, support)
         if not self.tail:
-            values, inner = self.inner().closed_form(student, teacher, tokens)
+            values, inner = self.inner().closed_form(
+                student_logits.gather(-1, support), teacher_logits.gather(-1, support), tokens
+            )
             return values, torch.zeros_like(student_logits).scatter_(-1, support, inner)
-        rest = student_logits.scatter(-1, support, -torch.inf)
-        student_tail = rest.logsumexp(-1, keepdim=True)
-        teacher_rest = teacher_logits.scatter(-1, support, -torch.inf)
-        teacher_tail = teacher_rest.logsumexp(-1, keepdim=True)
-        values, inner = self.inner().closed_form(
-            torch.cat([student, student_tail], -1), torch.cat([teacher, teacher_tail], -1), tokens
-        )
-        gradient = rest.sub_(student_tail).exp_().nan_to_num_(0.0).mul_(inner[:, -1:])
+        student, rest = _bucketed(student_logits, support)
+        teacher, _ = _bucketed(teacher_logits, support)
+        values, inner = self.inner().closed_form(student, teacher, tokens)
+        # The bucket's logit is the logsumexp of the rest: its gradient spreads as their softmax.
+        gradient = rest.softmax(-1).nan_to_num_(0.0).mul_(inner[:, -1:])
         return values, gradient.scatter_(-1, support, inner[:, :-1])
+
+
+def _bucketed(logits: Tensor, support: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of the support and of one bucket for the rest, (n, k + 1); and the rest, (n, V).
+
+    Both are shifted by the row's maximum, without which the bucket's logit would lose the digits
+    of large logits. In the rest, the support is -inf.
+    """
+    rest = logits - logits.amax(-1, keepdim=True)
+    kept = rest.gather(-1, support)
+    rest.scatter_(-1, support, -torch.inf)
+    return torch.cat([kept, rest.logsumexp(-1, keepdim=True)], -1), rest
 
 
 @dataclass(frozen=True)

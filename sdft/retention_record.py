@@ -16,8 +16,10 @@ from sdft.metrics import (
     forgetting_from_best,
     forgetting_from_trained,
     forward_transfer,
-    last_measured_stage,
 )
+
+NAME_CHARACTERS = 18
+"""Longest task name in the table."""
 
 NUM_DECIMALS = 6
 """Decimals kept of a measured number: what a 32-bit float in [0, 1] holds for sure."""
@@ -134,37 +136,33 @@ def retention_record(
     }
 
 
-def format_matrix(tasks: Sequence[str], rows: Sequence[StageRow]) -> str:
+def format_matrix(
+    tasks: Sequence[str], rows: Sequence[StageRow], test: TestScores | None = None
+) -> str:
     """The accuracy matrix as a plain text table, in percent; a dash where nothing was measured.
 
     Args:
         tasks: The K tasks in the order they are trained.
         rows: Measured rows.
+        test: Scores on the test rows, for a last line.
 
     Returns:
         Lines without a final newline: a heading, then one line for each row of ``rows``.
     """
     matrix = matrix_from_rows(tasks, rows)
-    table = [["accuracy, %", *(shortened(task, 18) for task in tasks), "average"]]
+    table = [["accuracy, %", *(shortened(task, NAME_CHARACTERS) for task in tasks), "average"]]
     for row in sorted(rows, key=lambda row: row["stage"]):
-        values = matrix[row["stage"]]
-        numbers = [*values.tolist(), values.mean().item()]
-        name = "before training" if row["after"] is None else f"after {shortened(row['after'], 18)}"
-        table.append([name, *("-" if math.isnan(x) else f"{100 * x:.1f}" for x in numbers)])
+        after = row["after"]
+        name = "before training" if after is None else f"after {shortened(after, NAME_CHARACTERS)}"
+        table.append([name, *_percentages(matrix[row["stage"]].tolist())])
+    if test is not None:
+        table.append(["test rows", *_percentages([test["accuracy"][task] for task in tasks])])
     widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [cells[0].ljust(widths[0])]
-            + [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
-        )
-        for cells in table
-    )
-
-
-def last_row(tasks: Sequence[str], rows: Sequence[StageRow]) -> StageRow | None:
-    """The last row with any measurement, None without one."""
-    last = last_measured_stage(matrix_from_rows(tasks, rows))
-    return next((row for row in rows if row["stage"] == last), None)
+    lines = []
+    for name, *numbers in table:
+        cells = [text.rjust(width) for text, width in zip(numbers, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *cells]))
+    return "\n".join(lines)
 
 
 def shortened(text: str, max_characters: int) -> str:
@@ -182,6 +180,13 @@ def rounded(value: float | None) -> float | None:
 
 def _by_task(tasks: Sequence[str], values: Tensor) -> dict[str, float | None]:
     return {task: rounded(value) for task, value in zip(tasks, values.tolist(), strict=True)}
+
+
+def _percentages(accuracies: Sequence[float | None]) -> list[str]:
+    """K accuracies and their mean as text; the mean is known only if all of them are."""
+    known = [math.nan if accuracy is None else accuracy for accuracy in accuracies]
+    values = [*known, sum(known) / len(known)]
+    return ["-" if math.isnan(value) else f"{100 * value:.1f}" for value in values]
 
 
 def _check_same_sequence(tasks: Sequence[str], row: StageRow) -> None:

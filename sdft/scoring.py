@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sdft.head import decoder_of
+from sdft.head import final_hidden_states
 from sdft.types import TokenIds
 
 
@@ -78,15 +78,14 @@ def completion_hidden_states(
     """
     # The last completion token predicts nothing that is scored, so it is not read.
     sequences = [
-        [*prompt, *completion[:-1]]
-        for prompt, completion in zip(prompts, completions, strict=True)
+        [*prompt, *completion[:-1]] for prompt, completion in zip(prompts, completions, strict=True)
     ]
     width = max(map(len, sequences))
     ids = torch.zeros(len(sequences), width, dtype=torch.long)
     for row, sequence in enumerate(sequences):
         ids[row, : len(sequence)] = torch.tensor(sequence)
     device = model.device
-    hidden: Tensor = decoder_of(model)(input_ids=ids.to(device), use_cache=False).last_hidden_state
+    hidden = final_hidden_states(model, input_ids=ids.to(device))
     starts = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
     columns = starts[positions.rows] + positions.offsets
     return hidden[positions.rows, columns]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EMATeacher(nn.Module):
@@ -50,7 +50,7 @@ class EMATeacher(nn.Module):
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
         """φ ← rate · θ + (1 - rate) · φ."""
-        own = list(self.model.parameters())
+        own: list[Tensor] = list(self.model.parameters())
         theirs = [parameter.detach() for parameter in student.parameters()]
         torch._foreach_lerp_(own, theirs, self.rate)
 

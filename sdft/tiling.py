@@ -1,7 +1,10 @@
 """The sweep over tiles of rows that computes a loss and its gradients in one pass.
 
-Nothing of size (N, V) lives. Two tiles of logits are allocated once and reused; inside a tile
-the divergence works on blocks of a few rows, which stay in the processor's cache.
+Each tile is projected once for the student and once for the teacher; the divergence replaces
+the student's logits by their gradient, which goes into the gradients of the hidden states and
+of the head before the next tile takes its place. The two tiles are allocated once. Inside a
+tile the divergence works on blocks of a few rows that stay in the processor's cache. Nothing of
+size (N, V) lives, forward or backward: the backward pass only multiplies by what comes in.
 """
 
 from __future__ import annotations
@@ -14,21 +17,22 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sdft.divergences import Divergence, widened
 from sdft.head import VocabularyHead
-from sdft.losses import Divergence, widened
 
 MIB = 1 << 20
 TILE_BYTES = {"cpu": 24 * MIB, "cuda": 128 * MIB}
 BLOCK_BYTES = {"cpu": 2 * MIB, "cuda": 32 * MIB}
 MIN_TILE_ROWS = 128
 MAX_TILE_ROWS = 4096
+VOCABULARY_SLICE = 8192
 
 
 def default_tile_rows(vocab_size: int, device: torch.device) -> int:
     """Rows per tile: as many float32 rows as fit the device's budget, within fixed bounds.
 
-    The lower bound wins for large vocabularies: with fewer rows every tile would sweep the head
-    and its gradient for too little work.
+    The lower bound wins for large vocabularies: every tile reads the head and rewrites its
+    gradient, which must be worth it.
     """
     budget = TILE_BYTES.get(device.type, TILE_BYTES["cuda"])
     return max(MIN_TILE_ROWS, min(MAX_TILE_ROWS, budget // (4 * vocab_size)))
@@ -42,11 +46,12 @@ class TiledLoss:
         divergence: What is taken at each position.
         tokens: (N,), the sampled tokens.
         weights: (N,), factor of each position's value in the loss.
-        student_head: Its scalars are read here; its parameters are passed beside.
-        teacher_hidden: (N, D') or None when the divergence has no teacher.
+        student_head: Turns hidden states into logits.
+        teacher_hidden: (N, D'), or None when the divergence has no teacher.
         teacher_head: Goes with ``teacher_hidden``.
         temperature: Divides both models' logits.
-        sequence_index: (N,) for divergences with a prefix score, otherwise None.
+        sequence_ends: (N,), the first row after each row's sequence, for divergences with a
+            prefix score; otherwise None.
         tile_rows: Rows per tile.
         want_gradient: Whether a backward pass may follow.
     """
@@ -58,14 +63,14 @@ class TiledLoss:
     teacher_hidden: Tensor | None
     teacher_head: VocabularyHead | None
     temperature: float
-    sequence_index: Tensor | None
+    sequence_ends: Tensor | None
     tile_rows: int
     want_gradient: bool
 
     def __call__(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The loss () and the detached values (N,) for the student's hidden states (N, D)."""
-        head = self.student_head
-        loss, values = _Tiled.apply(hidden, head.weight, head.bias, self)  # type: ignore[no-untyped-call]
+        weight, bias = self.student_head.whole()
+        loss, values = _Tiled.apply(hidden, weight, bias, self)  # type: ignore[no-untyped-call]
         return loss, values
 
 
@@ -74,134 +79,183 @@ class _Tiled(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, plan: TiledLoss
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: TiledLoss
     ) -> tuple[Tensor, Tensor]:
-        needed = tuple(plan.want_gradient and need for need in ctx.needs_input_grad[:3])
-        with torch.autocast(hidden.device.type, enabled=False):
-            sweep = _Sweep(hidden, weight, bias, plan, needed, compute_dtype(hidden))
-            sweep.run()
-        ctx.gradients = (sweep.grad_hidden, sweep.grad_weight, sweep.grad_bias)
-        ctx.dtypes = (hidden.dtype, weight.dtype, weight.dtype)
-        ctx.mark_non_differentiable(sweep.values)
-        return sweep.loss(), sweep.values
+        ctx.needed = tuple(job.want_gradient and need for need in ctx.needs_input_grad[:3])
+        ctx.job, ctx.compute_dtype = job, compute_dtype(hidden)
+        sweep = _Sweep(job, (hidden, weight, bias), ctx.needed, ctx.compute_dtype)
+        values = sweep.run()
+        ctx.gradients = sweep.gradients
+        ctx.save_for_backward(hidden, weight, bias)
+        ctx.mark_non_differentiable(values)
+        return (values * sweep.weights).sum(), values
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, grad_values: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.gradients is None:
-            raise RuntimeError("this loss was already used for a backward pass; compute it again")
+        # The gradients are scaled in place and given away. Another backward pass, which only
+        # retain_graph allows, computes them again.
+        inputs = ctx.saved_tensors
         gradients, ctx.gradients = ctx.gradients, None
-        scaled = (None if each is None else each.mul_(grad_loss) for each in gradients)
-        typed = zip(scaled, ctx.dtypes, strict=True)
-        return *(None if each is None else each.to(dtype) for each, dtype in typed), None
+        if gradients is None:
+            sweep = _Sweep(ctx.job, inputs, ctx.needed, ctx.compute_dtype)
+            sweep.run()
+            gradients = sweep.gradients
+        return *(
+            None if gradient is None else gradient.mul_(grad_loss).to(each.dtype)
+            for gradient, each in zip(gradients, inputs, strict=True)
+        ), None
 
 
 def compute_dtype(hidden: Tensor) -> torch.dtype:
-    """The type of the projections: autocast's where it is on, never float16.
+    """The type of the projections: autocast's where it is on, otherwise the hidden states'.
 
-    Gradients are taken before a gradient scaler acts, so in float16 they would vanish.
+    Never float16: gradients are taken before a gradient scaler acts and would vanish in it.
     """
     device = hidden.device.type
-    enabled = torch.is_autocast_enabled(device) and hidden.dtype != torch.float64
-    dtype = torch.get_autocast_dtype(device) if enabled else hidden.dtype
+    autocast = torch.is_autocast_enabled(device) and hidden.dtype != torch.float64
+    dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
     return torch.float32 if dtype == torch.float16 else dtype
 
 
+class _Projection:
+    """A head's matrix product into a given buffer, in one type."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        self.weight = weight.detach().to(dtype)
+        self.bias = None if bias is None else bias.detach().to(dtype)
+
+    def into(self, buffer: Tensor, hidden: Tensor) -> Tensor:
+        """Raw logits (n, V) of hidden states (n, D), in the first n rows of the buffer."""
+        hidden = hidden.to(buffer.dtype)
+        out = buffer[: hidden.shape[0]]
+        if self.bias is None:
+            return torch.mm(hidden, self.weight.t(), out=out)
+        return torch.addmm(self.bias, hidden, self.weight.t(), out=out)
+
+
 class _Sweep:
-    """One pass over all tiles, last tile first, so that a prefix score knows what follows it."""
+    """One pass over the rows, last tile first, so that a prefix score knows what follows it."""
 
     def __init__(
         self,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        plan: TiledLoss,
+        job: TiledLoss,
+        inputs: tuple[Tensor, Tensor, Tensor | None],
         needed: tuple[bool, ...],
         dtype: torch.dtype,
     ) -> None:
-        self.plan = plan
+        hidden, weight, bias = inputs
+        wide = torch.promote_types(dtype, torch.float32)
+        self.job = job
         self.hidden = hidden
-        self.student = _Projection(plan.student_head, weight, bias, dtype)
-        self.teacher: _Projection | None = None
-        if plan.teacher_head is not None:
-            head = plan.teacher_head
-            shared = head.weight is weight
-            self.teacher = _Projection(head, weight if shared else head.weight, head.bias, dtype)
-            if shared:
-                self.teacher.weight = self.student.weight
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        rows = min(plan.tile_rows, hidden.shape[0])
-        size = (rows, weight.shape[0])
+        self.gradients = [
+            torch.zeros_like(each, dtype=wide) if need and each is not None else None
+            for each, need in zip(inputs, needed, strict=True)
+        ]
+        self.student = _Projection(weight, bias, dtype)
+        self.teacher = self._teacher_projection(dtype)
+        count, vocab_size = hidden.shape[0], weight.shape[0]
+        size = (min(job.tile_rows, count), vocab_size)
         self.student_tile = hidden.new_empty(size, dtype=dtype)
-        self.teacher_tile = hidden.new_empty(size, dtype=dtype) if self.teacher else None
+        self.teacher_tile = self.student_tile
+        if self.teacher is not None:
+            self.teacher_tile = hidden.new_empty(size, dtype=dtype)
         budget = BLOCK_BYTES.get(hidden.device.type, BLOCK_BYTES["cuda"])
-        self.block_rows = max(1, budget // (4 * weight.shape[0]))
-        self.values = hidden.new_zeros(hidden.shape[0], dtype=wide)
-        self.weights = plan.weights.to(wide)
-        self.grad_hidden = torch.zeros_like(hidden, dtype=wide) if needed[0] else None
-        self.grad_weight = torch.zeros_like(weight, dtype=wide) if needed[1] else None
-        self.grad_bias = torch.zeros_like(bias, dtype=wide) if needed[2] and bias is not None else None
-        self.needs_tile_gradient = any(needed)
+        self.block_rows = max(1, budget // (4 * vocab_size))
+        self.values = hidden.new_zeros(count, dtype=wide)
+        self.weights = job.weights.to(wide)
+        self.weighted_from = hidden.new_zeros(count + 1, dtype=torch.float64)
 
-    def loss(self) -> Tensor:
-        return (self.values * self.weights).sum()
+    def _teacher_projection(self, dtype: torch.dtype) -> _Projection | None:
+        head = self.job.teacher_head
+        if head is None:
+            return None
+        if head.weight is self.job.student_head.weight:
+            return self.student
+        return _Projection(*head.whole(), dtype)
 
-    def run(self) -> None:
-        for rows in reversed_slices(0, self.hidden.shape[0], self.plan.tile_rows):
-            count = rows.stop - rows.start
-            student = self.student.project(self.hidden[rows], self.student_tile[:count])
+    def run(self) -> Tensor:
+        """Fill the gradients; return the values (N,)."""
+        with torch.autocast(self.hidden.device.type, enabled=False):
+            self._run()
+        return self.values
+
+    def _run(self) -> None:
+        for rows in slices_from_the_end(self.hidden.shape[0], self.job.tile_rows):
+            student = self.student.into(self.student_tile, self.hidden[rows])
             teacher = student
-            if self.teacher is not None:
-                teacher = self.teacher.project(self.plan.teacher_hidden[rows], self.teacher_tile[:count])
-            for block in reversed_slices(0, count, self.block_rows):
+            if self.teacher is not None and self.job.teacher_hidden is not None:
+                teacher = self.teacher.into(self.teacher_tile, self.job.teacher_hidden[rows])
+            for block in slices_from_the_end(rows.stop - rows.start, self.block_rows):
                 here = slice(rows.start + block.start, rows.start + block.stop)
-                self.reduce(here, student[block], teacher[block])
-            if self.needs_tile_gradient:
-                self.accumulate(rows, student)
+                self._differentiate(here, student[block], teacher[block])
+            self._accumulate(rows, student)
 
-    def reduce(self, rows: slice, student_raw: Tensor, teacher_raw: Tensor) -> None:
-        plan = self.plan
-        head = plan.student_head
+    def _differentiate(self, rows: slice, student_raw: Tensor, teacher_raw: Tensor) -> None:
+        """Write the rows' values, and their weighted gradient over the student's raw logits."""
+        job, head = self.job, self.job.student_head
         student = head.finish(widened(student_raw))
         teacher = student
-        if plan.teacher_head is not None:
-            teacher = plan.teacher_head.finish(widened(teacher_raw))
-        tempered, tempered_teacher = student, teacher
-        if plan.temperature != 1.0:
-            tempered, tempered_teacher = student / plan.temperature, teacher / plan.temperature
-        values, gradient = plan.divergence.closed_form(tempered, tempered_teacher, plan.tokens[rows])
+        if job.teacher_head is not None:
+            teacher = job.teacher_head.finish(widened(teacher_raw))
+        if job.temperature == 1.0:
+            values, gradient = job.divergence.closed_form(student, teacher, job.tokens[rows])
+        else:
+            values, gradient = job.divergence.closed_form(
+                student / job.temperature, teacher / job.temperature, job.tokens[rows]
+            )
         self.values[rows] = values
-        if not self.needs_tile_gradient:
+        if all(each is None for each in self.gradients):
             return
-        gradient.mul_((self.weights[rows] / plan.temperature).unsqueeze(-1))
+        gradient.mul_((self.weights[rows] / job.temperature).unsqueeze(-1))
+        if job.sequence_ends is not None:
+            self._add_prefix_score(rows, student, gradient)
         if head.softcap is not None:
             gradient.mul_(1.0 - (student / head.softcap).square_())
         if head.multiplier != 1.0:
             gradient.mul_(head.multiplier)
         student_raw.copy_(gradient)
 
-    def accumulate(self, rows: slice, gradient: Tensor) -> None:
-        if self.grad_hidden is not None:
-            self.grad_hidden[rows] = gradient @ self.student.weight
-        if self.grad_weight is not None:
-            self.grad_weight.addmm_(gradient.t(), self.hidden[rows].to(gradient.dtype))
-        if self.grad_bias is not None:
-            self.grad_bias += gradient.sum(0)
+    def _add_prefix_score(self, rows: slice, student: Tensor, gradient: Tensor) -> None:
+        """Add (weighted values later in the sequence) * grad log p(token) (appendix A.1).
+
+        Completions are drawn at temperature 1, so that is the policy whose score is taken.
+        """
+        assert self.job.sequence_ends is not None
+        weighted = (self.values[rows] * self.weights[rows]).double()
+        following = self.weighted_from[rows.stop]
+        self.weighted_from[rows] = weighted.flip(0).cumsum(0).flip(0) + following
+        after = self.weighted_from[rows.start + 1 : rows.stop + 1]
+        later = (after - self.weighted_from[self.job.sequence_ends[rows]]).to(gradient.dtype)
+        later = later.unsqueeze(-1)
+        gradient.addcmul_(student.softmax(-1), later, value=-1.0)
+        gradient.scatter_add_(-1, self.job.tokens[rows].unsqueeze(-1), later)
+
+    def _accumulate(self, rows: slice, gradient: Tensor) -> None:
+        """Carry the raw logits' gradient (n, V) into hidden states, weight and bias."""
+        grad_hidden, grad_weight, grad_bias = self.gradients
+        if grad_hidden is not None:
+            grad_hidden[rows] = gradient @ self.student.weight
+        if grad_weight is not None:
+            add_outer(grad_weight, gradient, self.hidden[rows].to(gradient.dtype))
+        if grad_bias is not None:
+            grad_bias += gradient.sum(0, dtype=grad_bias.dtype)
 
 
-class _Projection:
-    def __init__(self, head: VocabularyHead, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-        self.weight = weight.detach().to(dtype)
-        self.bias = None if bias is None else bias.detach().to(dtype)
+def add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left.T @ right, (n, V) and (n, D), to the total (V, D) in the total's own type.
 
-    def project(self, hidden: Tensor, out: Tensor) -> Tensor:
-        hidden = hidden.detach().to(out.dtype)
-        if self.bias is None:
-            return torch.mm(hidden, self.weight.t(), out=out)
-        return torch.addmm(self.bias, hidden, self.weight.t(), out=out)
+    Narrower factors are multiplied in their type, a slice of the vocabulary at a time, and
+    added in the wider one.
+    """
+    if left.dtype == total.dtype:
+        total.addmm_(left.t(), right)
+        return
+    for part in slices_from_the_end(total.shape[0], VOCABULARY_SLICE):
+        total[part] += left[:, part].t() @ right
 
 
-def reversed_slices(start: int, stop: int, step: int) -> Iterator[slice]:
-    """Slices of ``step`` that cover [start, stop), last one first."""
-    for first in reversed(range(start, stop, step)):
+def slices_from_the_end(stop: int, step: int) -> Iterator[slice]:
+    """Slices of at most ``step`` that cover [0, stop), the last one first."""
+    for first in reversed(range(0, stop, step)):
         yield slice(first, min(first + step, stop))

@@ -42,8 +42,15 @@ MODELS = {
     ),
     "mistral, sliding window": lambda: MistralForCausalLM(MistralConfig(**SMALL, sliding_window=5)),
     "gpt2, learned positions": lambda: GPT2LMHeadModel(
-        GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=128,
-                   bos_token_id=None, eos_token_id=None)
+        GPT2Config(
+            vocab_size=40,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=128,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
     ),
 }
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [3], [20, 21, 22, 23]]
@@ -109,9 +116,7 @@ def test_samples_follow_the_models_distribution(tiny):
     rollout = sample(
         tiny.model, [prompt] * count, SamplingSettings(1), end_ids=frozenset(), generator=generator
     )
-    counts = torch.bincount(
-        torch.tensor(rollout.completions)[:, 0], minlength=len(exact)
-    ).double()
+    counts = torch.bincount(torch.tensor(rollout.completions)[:, 0], minlength=len(exact)).double()
     likely = exact * count >= 5
     observed = torch.cat([counts[likely], counts[~likely].sum()[None]])
     expected = torch.cat([exact[likely], exact[~likely].sum()[None]]) * count

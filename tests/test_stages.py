@@ -34,6 +34,8 @@ def test_order_depends_on_seed_and_stage():
 
 
 def test_mixed_seeds_do_not_collide_over_counters():
-    seeds = {mix_seed(seed, step, rank) for seed in range(5) for step in range(200) for rank in (0, 1)}
+    seeds = {
+        mix_seed(seed, step, rank) for seed in range(5) for step in range(200) for rank in (0, 1)
+    }
     assert len(seeds) == 5 * 200 * 2
     assert all(0 <= seed < 2**63 for seed in seeds)

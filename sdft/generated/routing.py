@@ -23,11 +23,11 @@ from sdft.types import Demonstration
 
 INSTRUCTIONS: tuple[str, ...] = (
     "{message}\nTeam ({teams}):",
-    "{message}\nName the team ({teams}):",
     "{message}\nWhich team ({teams})?",
-    "Customer: {message}\nTeam ({teams}):",
-    '"{message}"\nSend to ({teams}):',
     "{message}\nOne team only ({teams}):",
+    "Customer: {message}\nTeam ({teams}):",
+    "Customer: {message}\nWhich team ({teams})?",
+    "Message: {message}\nThe team for it ({teams}):",
 )
 
 SLOTS: dict[str, tuple[str, ...]] = {
@@ -38,9 +38,9 @@ SLOTS: dict[str, tuple[str, ...]] = {
         "sewing machine", "rice cooker", "freezer", "scooter", "lawn mower", "laptop",
     ),
     "garment": (
-        "jacket", "boots", "jeans", "dress", "sweater", "raincoat", "sneakers", "shirt", "hat",
-        "gloves", "skirt", "sandals", "hoodie", "suit", "scarf", "slippers", "belt", "coat",
-        "swimsuit", "blazer", "socks", "pyjamas", "trousers", "vest",
+        "jacket", "dress", "sweater", "raincoat", "shirt", "hat", "skirt", "hoodie", "suit",
+        "scarf", "belt", "coat", "swimsuit", "blazer", "vest", "cardigan", "poncho", "robe", "cap",
+        "tie", "polo shirt", "parka", "blouse", "tracksuit",
     ),
     "amount": (
         "$9", "$12", "$15", "$19", "$24", "$30", "$38", "$45", "$52", "$60", "$64", "$75", "$80",
@@ -52,7 +52,7 @@ SLOTS: dict[str, tuple[str, ...]] = {
         "on Sunday", "a week ago", "in May", "in June", "in March", "three days ago",
     ),
     "weekday": (
-        "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday", "tomorrow",
+        "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday",
     ),
     "hour": (
         "8 am", "9 am", "10 am", "11 am", "noon", "1 pm", "2 pm", "3 pm", "4 pm", "5 pm", "6 pm",
@@ -64,10 +64,10 @@ SLOTS: dict[str, tuple[str, ...]] = {
         "Toronto", "Naples", "Berlin", "Zurich", "Seattle", "Hamburg",
     ),
     "job": (
-        "driver", "designer", "cook", "tailor", "nurse", "translator", "electrician", "chemist",
-        "receptionist", "analyst", "warehouse worker", "web developer", "gardener", "cashier",
+        "driver", "designer", "cook", "tailor", "nurse", "translator", "painter", "chemist",
+        "receptionist", "data analyst", "warehouse worker", "web developer", "gardener", "cashier",
         "sales assistant", "mechanic", "barista", "security guard", "project manager", "baker",
-        "librarian", "plumber", "accountant", "welder",
+        "librarian", "plumber", "bookkeeper", "welder",
     ),
     "outlet": (
         "the Daily Post", "Radio North", "the Evening Star", "Channel 5", "City Weekly",
@@ -97,7 +97,7 @@ TEAMS: dict[str, tuple[str, ...]] = {
         "You took {amount} from my bank account {past} and I don't know why!",
         "Could you send me the invoice for the {product} I paid {past}?",
         "I was billed {amount}, but the price tag on the {product} said less.",
-        "hi, can i pay for the {product} in instalments?",
+        "hi, can i pay for the {product} in installments?",
         "There is a {amount} fee on my statement that I never agreed to.",
         "The discount was not taken off my bill of {amount}.",
         "I paid {amount} {past} but the bill still shows as unpaid.",
@@ -127,7 +127,7 @@ TEAMS: dict[str, tuple[str, ...]] = {
         "How do I exchange my new {garment} for a bigger size?",
         "I changed my mind about the {garment} and would like my money back.",
         "Where can I print a return label for the {product}?",
-        "wrong colour! i ordered a red {garment}, please swap it",
+        "wrong color! i ordered a red {garment}, please swap it",
         "Is it too late to give back the {garment} I got {past}?",
         "I sent the {garment} back {past}. Has my refund been approved?",
         "The {garment} doesn't suit me at all. Can I return it?",

@@ -1,0 +1,260 @@
+"""Peak memory and time of the distillation loss alone, against losses that hold all logits.
+
+    python benchmarks/memory.py [--quick] [--divergence NAME] [--threads N]
+
+Three ways from the same hidden states to the same gradients:
+
+- ours: `sdft.objective.distillation_loss`;
+- naive: project all rows, log_softmax both, `kl_div`, sum, backward;
+- trl: TRL's own full-vocabulary loss on projected logits, where `trl` can be imported.
+
+Memory is counted in units of one float32 (N, V) tensor and beyond the inputs (hidden states,
+heads) and the gradients: the peak of the live bytes that PyTorch's allocator hands out during
+forward and backward, less the bytes of the gradients. On the CPU the profiler reports each
+allocation, so the peak is exact; the resident set, the other candidate, misses reused pages and
+counts allocator slack. Buffers inside the matrix-product library are not PyTorch's: the resident
+peak of a fresh process is printed beside, as a check that nothing large hides there. The naive
+ways allocate their gradients after their peak, so that subtracting those flatters them.
+
+Time is forward plus backward, ours and naive taking turns; the ratio is the median over the
+pairs. Every case runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
+
+from sdft.head import VocabularyHead
+from sdft.losses import make_divergence
+from sdft.objective import distillation_loss
+
+VOCABULARIES = (32_000, 49_152, 151_936, 262_144)
+NUM_ROWS = 1024
+WIDTH = 576
+ALPHAS = {"forward_kl": 0.0, "reverse_kl": 1.0}
+Loss = Callable[[], Tensor]
+
+
+class Setting:
+    """Inputs of one case: hidden states and heads of a student and a teacher close to it."""
+
+    def __init__(self, vocab_size: int, divergence: str, device: str) -> None:
+        torch.manual_seed(0)
+        self.student_layer = nn.Linear(WIDTH, vocab_size, bias=False, device=device)
+        self.teacher_layer = nn.Linear(WIDTH, vocab_size, bias=False, device=device)
+        with torch.no_grad():
+            self.student_layer.weight.normal_(std=0.05)
+            self.teacher_layer.weight.copy_(self.student_layer.weight).mul_(1.1)
+        self.teacher_layer.requires_grad_(False)
+        self.hidden = torch.randn(NUM_ROWS, WIDTH, device=device, requires_grad=True)
+        self.teacher_hidden = torch.randn(NUM_ROWS, WIDTH, device=device)
+        self.tokens = torch.randint(vocab_size, (NUM_ROWS,), device=device)
+        self.weights = torch.full((NUM_ROWS,), 1.0 / NUM_ROWS, device=device)
+        self.divergence = divergence
+
+    def parameters(self) -> tuple[Tensor, Tensor]:
+        return self.hidden, self.student_layer.weight
+
+    def ours(self) -> Tensor:
+        return distillation_loss(
+            self.hidden,
+            VocabularyHead(self.student_layer),
+            self.teacher_hidden,
+            VocabularyHead(self.teacher_layer),
+            tokens=self.tokens,
+            weights=self.weights,
+            divergence=make_divergence(self.divergence),
+        ).loss
+
+    def naive(self) -> Tensor:
+        student_log = self.student_layer(self.hidden).log_softmax(-1)
+        with torch.no_grad():
+            teacher_log = self.teacher_layer(self.teacher_hidden).log_softmax(-1)
+        reverse = self.divergence == "reverse_kl"
+        below, above = (teacher_log, student_log) if reverse else (student_log, teacher_log)
+        terms = functional.kl_div(below, above, reduction="none", log_target=True)
+        return (terms.sum(-1) * self.weights).sum()
+
+    def trl(self) -> Tensor:
+        from trl.experimental.sdft.loss_utils import compute_full_logit_self_distillation_loss
+
+        student = self.student_layer(self.hidden)
+        with torch.no_grad():
+            teacher = self.teacher_layer(self.teacher_hidden)
+        values = compute_full_logit_self_distillation_loss(
+            student, teacher, distillation_alpha=ALPHAS[self.divergence]
+        )
+        return (values * self.weights).sum()
+
+
+def step(setting: Setting, loss: Loss) -> tuple[float, float]:
+    """Seconds of one forward and backward, and the loss."""
+    for each in setting.parameters():
+        each.grad = None
+    synchronize(setting)
+    start = time.perf_counter()
+    value = loss()
+    value.backward()
+    synchronize(setting)
+    return time.perf_counter() - start, value.item()
+
+
+def synchronize(setting: Setting) -> None:
+    if setting.hidden.is_cuda:
+        torch.cuda.synchronize()
+
+
+def peak_units(setting: Setting, loss: Loss) -> float:
+    """Peak live bytes beyond inputs and gradients, in units of one float32 (N, V)."""
+    for each in setting.parameters():
+        each.grad = None
+    if setting.hidden.is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        loss().backward()
+        peak = torch.cuda.max_memory_allocated() - before
+    else:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            loss().backward()
+        peak = peak_of_allocations(profiler)
+    return units(peak - gradient_bytes(setting), setting)
+
+
+def peak_of_allocations(profiler: profile) -> int:
+    """Highest running sum of the allocations and frees that were recorded."""
+    events = [
+        each for each in profiler.profiler.kineto_results.events() if each.name() == "[memory]"
+    ]
+    live = peak = 0
+    for each in sorted(events, key=lambda each: each.start_ns()):
+        live += each.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+def resident_units(setting: Setting, loss: Loss) -> float:
+    """Peak resident set of this fresh process beyond inputs and gradients, in the same units."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # restart the peak from here
+    before = resident_bytes("VmRSS")
+    loss().backward()
+    return units(resident_bytes("VmHWM") - before - gradient_bytes(setting), setting)
+
+
+def resident_bytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def gradient_bytes(setting: Setting) -> int:
+    return sum(each.numel() * each.element_size() for each in setting.parameters())
+
+
+def units(num_bytes: float, setting: Setting) -> float:
+    return num_bytes / (4 * NUM_ROWS * setting.student_layer.out_features)
+
+
+def measure_memory(setting: Setting, way: str) -> dict[str, float]:
+    """Both peaks of one way; the resident one first, while the process is fresh."""
+    loss = getattr(setting, way)
+    found = {}
+    if not setting.hidden.is_cuda:
+        Setting(64, setting.divergence, "cpu").ours().backward()  # start threads and libraries
+        found["resident"] = resident_units(setting, loss)
+    return {"allocated": peak_units(setting, loss), **found}
+
+
+def measure_time(setting: Setting, num_pairs: int) -> dict[str, float]:
+    """Median over pairs of ours / naive, after one unmeasured pair."""
+    pairs = []
+    for _ in range(num_pairs + 1):
+        ours, our_loss = step(setting, setting.ours)
+        naive, naive_loss = step(setting, setting.naive)
+        if abs(our_loss - naive_loss) > 1e-4 * abs(naive_loss):
+            raise RuntimeError(f"the losses differ: ours {our_loss}, naive {naive_loss}")
+        pairs.append((ours, naive))
+    ratios = [ours / naive for ours, naive in pairs[1:]]
+    return {
+        "ratio": statistics.median(ratios),
+        "ours_s": statistics.median(ours for ours, _ in pairs[1:]),
+        "naive_s": statistics.median(naive for _, naive in pairs[1:]),
+    }
+
+
+def in_a_process(arguments: argparse.Namespace, vocab_size: int, case: str) -> dict[str, float]:
+    """Run one case in a fresh interpreter and read its line of JSON."""
+    command = [sys.executable, __file__, "--case", case, "--vocab_size", str(vocab_size)]
+    for name in ("divergence", "threads", "device", "pairs"):
+        command += [f"--{name}", str(getattr(arguments, name))]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def run_case(arguments: argparse.Namespace) -> dict[str, float]:
+    """What a child process measures."""
+    torch.set_num_threads(arguments.threads)
+    setting = Setting(arguments.vocab_size, arguments.divergence, arguments.device)
+    if arguments.case == "time":
+        return measure_time(setting, arguments.pairs)
+    return measure_memory(setting, arguments.case)
+
+
+def run_all(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Every vocabulary and way, printed as they arrive."""
+    has_trl = importlib.util.find_spec("trl") is not None
+    if not has_trl:
+        print("trl cannot be imported in this environment: its loss is left out")
+    ways = ["ours", "naive", *(["trl"] if has_trl else [])]
+    keys = {"ours": "units_peak", "naive": "units_peak_naive", "trl": "units_peak_trl"}
+    figures: dict[str, dict[str, float]] = {keys[way]: {} for way in ways} | {"time_ratio": {}}
+    print(f"{arguments.divergence}, N {NUM_ROWS}, D {WIDTH}, float32, {arguments.device}")
+    for vocab_size in VOCABULARIES[:2] if arguments.quick else VOCABULARIES:
+        for way in ways:
+            found = in_a_process(arguments, vocab_size, way)
+            figures[keys[way]][str(vocab_size)] = round(found["allocated"], 3)
+            shown = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+            print(f"V {vocab_size:>6}  {way:<5}  peak units: {shown}", flush=True)
+        timed = in_a_process(arguments, vocab_size, "time")
+        figures["time_ratio"][str(vocab_size)] = round(timed["ratio"], 3)
+        print(
+            f"V {vocab_size:>6}  ours {timed['ours_s']:.2f} s, naive {timed['naive_s']:.2f} s, "
+            f"median ratio {timed['ratio']:.2f}",
+            flush=True,
+        )
+    return figures
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="the two smaller vocabularies only")
+    parser.add_argument("--divergence", choices=[*ALPHAS], default="forward_kl")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--pairs", type=int, default=5, help="timed pairs of ours and naive")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--vocab_size", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    print(json.dumps(run_case(arguments) if arguments.case else run_all(arguments)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""What a config says about a task: where its rows come from and how it is scored."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from sdft.generated import GENERATORS, SPLITS, Split
+from sdft.hub import check_columns
+from sdft.scorers import get_scorer
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_HUB_ONLY = ("revision", "config_name", "columns", "splits")
+
+
+@dataclass
+class TaskSpec:
+    """Where a task's rows come from and how its completions are scored.
+
+    Give one source: ``generator``, ``path``, ``hub_id``, or ``path`` and ``hub_id``, where the
+    folder is used if it exists and the hub if not.
+
+    Args:
+        name: The task's name in metrics, files and figures: letters, digits, ``_``, ``.``, ``-``.
+        scorer: Name of the rule that scores completions. None takes the generator's own, or the
+            one that all rows name in ``meta.scoring``.
+        generator: A generated task: routing, tool_call or new_facts.
+        path: A folder with train.jsonl, validation.jsonl and, if wanted, test.jsonl; relative to
+            the working directory.
+        hub_id: A data set on the Hugging Face hub, such as ``PolyAI/banking77``.
+        revision: The hub data set's branch, tag or commit.
+        config_name: The hub data set's configuration.
+        columns: For each of id, prompt, demonstration, answer and context, the hub data set's
+            column, or a Jinja template over the columns (a text with ``{{``). None takes the
+            columns of these names. Rows without an id are numbered.
+        splits: For each of train, validation and test, the hub's split, such as
+            ``train[:500]``; test may be left out. None takes the splits of these names.
+        num_train: How many training rows to use, drawn by the seed; None uses all. For a
+            generated task, how many to make; None makes 512.
+        num_validation: The same for validation rows; None makes 64.
+        num_test: The same for test rows; None makes 64.
+        context_field: Dotted path of the value in a JSON Lines row that only the teacher may
+            read, such as ``meta.document``. None takes the field ``context``.
+
+    Raises:
+        ValueError: The name, the combination of sources or an option is not usable.
+    """
+
+    name: str
+    scorer: str | None = None
+    generator: str | None = None
+    path: str | None = None
+    hub_id: str | None = None
+    revision: str | None = None
+    config_name: str | None = None
+    columns: dict[str, str] | None = None
+    splits: dict[str, str] | None = None
+    num_train: int | None = None
+    num_validation: int | None = None
+    num_test: int | None = None
+    context_field: str | None = None
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name) or not self.name.strip("."):
+            raise ValueError(
+                f"task name {self.name!r:.80} cannot name files; use letters, digits, '_', '.', '-'"
+            )
+        if self.scorer is not None:
+            get_scorer(self.scorer)
+        self._check_source()
+        self._check_options()
+
+    def num_rows(self, split: Split) -> int | None:
+        """How many rows of a split are asked for; None means no number was given."""
+        return {
+            "train": self.num_train,
+            "validation": self.num_validation,
+            "test": self.num_test,
+        }[split]
+
+    def _check_source(self) -> None:
+        if self.generator is None and self.path is None and self.hub_id is None:
+            raise ValueError(
+                f"task {self.name!r} has no source; give it a generator, a path or a hub_id"
+            )
+        if self.generator is None:
+            return
+        if self.path is not None or self.hub_id is not None:
+            raise ValueError(
+                f"task {self.name!r} has two sources: a generator and a path or hub_id; keep one"
+            )
+        if self.generator not in GENERATORS:
+            raise ValueError(
+                f"task {self.name!r}: unknown generator {self.generator!r}; "
+                f"use one of {', '.join(GENERATORS)}"
+            )
+
+    def _check_options(self) -> None:
+        self._check_effects()
+        for split in SPLITS:
+            number = self.num_rows(split)
+            if number is not None and number < 1:
+                raise ValueError(f"task {self.name!r}: num_{split} is {number}; use 1 or more")
+        if self.columns is not None:
+            check_columns(self.columns, self.name)
+        self._check_splits()
+
+    def _check_effects(self) -> None:
+        given = {option for option, value in vars(self).items() if value is not None}
+        unused = [option for option in _HUB_ONLY if option in given and self.hub_id is None]
+        if self.context_field is not None and self.path is None:
+            unused.append("context_field")
+        if unused:
+            raise ValueError(
+                f"task {self.name!r}: {', '.join(unused)} would have no effect: context_field "
+                f"belongs to a path; {', '.join(_HUB_ONLY)} belong to a hub_id"
+            )
+        hub_has_context = self.hub_id is None or "context" in (self.columns or {})
+        if self.context_field is not None and not hub_has_context:
+            raise ValueError(
+                f"task {self.name!r}: context_field holds for the folder alone; "
+                "map 'context' in columns too, so that the hub's rows have one as well"
+            )
+
+    def _check_splits(self) -> None:
+        if self.splits is None:
+            return
+        if not {"train", "validation"} <= self.splits.keys() <= set(SPLITS):
+            raise ValueError(
+                f"task {self.name!r}: splits names {', '.join(self.splits) or 'nothing'}; "
+                "it must name train and validation, and may name test"
+            )

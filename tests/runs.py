@@ -1,0 +1,88 @@
+"""Whole runs in child processes, so that they can be killed for real."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+import lightning as L
+import yaml
+
+from tests.rows import write_task
+
+
+class KillAt(L.Callback):
+    """Kills the process the first time a hook is reached at a global step; leaves a marker.
+
+    Args:
+        hook: Name of a callback hook.
+        step: Global step at which to die.
+        marker: File that records the death, so that the resumed run lives.
+    """
+
+    def __init__(self, hook: str, step: int, marker: str) -> None:
+        def die(trainer: L.Trainer, *_: object) -> None:
+            if trainer.global_step == step and not Path(marker).exists():
+                Path(marker).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(self, hook, die)
+
+
+def write_config(folder: Path, method: str = "SDFTModule", **model: object) -> Path:
+    """A configuration of two small tasks on the tiny model: 3 and 2 optimizer steps."""
+    specs = [write_task(folder, "one", num_train=6), write_task(folder, "two", num_train=4)]
+    config = {
+        "seed_everything": 1,
+        "model": {
+            "class_path": f"lightning_modules.{method}",
+            "init_args": {
+                "pretrained": "tiny-random",
+                "learning_rate": 1e-2,
+                "warmup_steps": 1,
+                "max_completion_tokens": 5,
+                **model,
+            },
+        },
+        "data": {
+            "tasks": [
+                {"name": spec.name, "path": spec.path, "scorer": spec.scorer} for spec in specs
+            ],
+            "batch_size": 2,
+            "teacher_template": "dialogue",
+        },
+    }
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return file
+
+
+def run(*args: str, log: Path) -> int:
+    """Run ``train.py`` in a forked child; its exit code, or minus the signal that ended it."""
+    child = os.fork()
+    if child == 0:
+        _run_and_leave(args, log)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _run_and_leave(args: tuple[str, ...], log: Path) -> None:
+    code = 1
+    with log.open("a", encoding="utf-8") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+        sys.stdout = sys.stderr = stream
+        try:
+            import train
+
+            train.main(list(args))
+            code = 0
+        except SystemExit as leave:
+            code = leave.code if isinstance(leave.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+        stream.flush()
+    os._exit(code)

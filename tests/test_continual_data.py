@@ -1,0 +1,108 @@
+import pytest
+
+from datamodules import ContinualDataModule
+from tests.rows import write_task
+
+
+@pytest.fixture
+def specs(tmp_path):
+    return [write_task(tmp_path, "one", num_train=6), write_task(tmp_path, "two", num_train=5)]
+
+
+def build(specs, tiny, **options):
+    options = {"batch_size": 4, "teacher_template": "dialogue", **options}
+    return ContinualDataModule(specs, tiny.tokenizer, **options)
+
+
+def test_each_stage_serves_its_own_tasks_rows(specs, tiny):
+    data = build(specs, tiny)
+    for stage, name in enumerate(("one", "two")):
+        data.stage = stage
+        rows = [row for batch in data.train_dataloader() for row in batch.rows]
+        assert {row.task for row in rows} == {name}
+        assert len(rows) == data.plan.num_rows[stage]
+
+
+def test_a_batch_holds_both_prompts_and_the_demonstration(specs, tiny):
+    batch = next(iter(build(specs, tiny).train_dataloader()))
+    decode = tiny.tokenizer.decode
+    row = batch.rows[0]
+    question = row.prompt[-1]["content"]
+    assert decode(batch.student_prompts[0]).count(question) == 1
+    assert decode(batch.teacher_prompts[0]).count(question) == 2
+    assert f"assistant\n{row.demonstration}<|end|>" in decode(batch.teacher_prompts[0])
+    assert decode(batch.demonstrations[0]) == row.demonstration + "<|end|>"
+
+
+def test_a_budget_of_examples_may_exceed_the_rows(specs, tiny):
+    data = build(specs, tiny, examples_per_stage=10)
+    assert data.plan.num_examples == (10, 10)
+    assert [len(batch) for batch in data.train_dataloader()] == [4, 4, 2]
+
+
+def test_loader_state_goes_on_with_the_next_batch(specs, tiny):
+    data = build(specs, tiny, epochs_per_stage=2)
+    loader = data.train_dataloader()
+    batches = iter(loader)
+    next(batches)
+    state = loader.state_dict()
+    expected = [row.id for batch in batches for row in batch.rows]
+    resumed = data.train_dataloader()
+    resumed.load_state_dict(state)
+    assert [row.id for batch in resumed for row in batch.rows] == expected
+    assert len(resumed) == len(loader)
+
+
+def test_another_stages_loader_state_is_ignored(specs, tiny):
+    data = build(specs, tiny)
+    state = {"stage": 0, "num_given": 2}
+    data.stage = 1
+    loader = data.train_dataloader()
+    loader.load_state_dict(state)
+    assert len(list(loader)) == len(loader)
+
+
+def test_evaluation_covers_every_task_and_row(specs, tiny):
+    loaders = build(specs, tiny, eval_batch_size=2).val_dataloader()
+    seen = [(batch.task, len(batch)) for loader in loaders for batch in loader]
+    assert seen == [("one", 2), ("one", 1), ("two", 2), ("two", 1)]
+    assert [len(loader) for loader in loaders] == [2, 2]
+
+
+def test_a_prompt_over_the_limit_is_an_error_that_names_the_row(specs, tiny):
+    with pytest.raises(ValueError, match=r"task 'one', train row 'one-train-0'.*max_prompt_tokens"):
+        build(specs, tiny, max_prompt_tokens=20)
+
+
+def test_dropped_rows_are_counted_aloud(tmp_path, tiny, caplog):
+    spec = write_task(tmp_path, "mixed", num_train=6)
+    file = tmp_path / "mixed" / "train.jsonl"
+    file.write_text(file.read_text().replace("mixed train 3?", "mixed train 3?" + "x" * 500))
+    data = build([spec], tiny, max_prompt_tokens=200, overlong="drop")
+    assert data.plan.num_rows == (5,)
+    assert "dropped 1 of 6 train rows" in caplog.text
+
+
+def test_no_row_left_is_an_error(specs, tiny):
+    with pytest.raises(ValueError, match="no train row fits"):
+        build(specs, tiny, max_prompt_tokens=10, overlong="drop")
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"batch_size": 0}, "data.batch_size is 0"),
+        ({"epochs_per_stage": 0}, "data.epochs_per_stage is 0"),
+        ({"examples_per_stage": 0}, "data.examples_per_stage is 0"),
+        ({"overlong": "cut"}, "data.overlong is 'cut'"),
+        ({"teacher_template": "nope"}, "teacher_template 'nope'"),
+    ],
+)
+def test_options_out_of_range_are_refused(specs, tiny, options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        build(specs, tiny, **options)
+
+
+def test_a_missing_tokenizer_is_refused(specs):
+    with pytest.raises(ValueError, match="tokenizer"):
+        ContinualDataModule(specs)
