@@ -14,7 +14,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from callbacks import RetentionTracker
+from callbacks import RetentionTracker, RolloutText, StageCheckpoint, StageExport
 from datamodules import ContinualDataModule, fit_sequence
 from datamodules.sequencing import read_counters
 from lightning_modules import ContinualModule
@@ -52,6 +52,9 @@ class ContinualCLI(LightningCLI):
             default=False,
             help="Delete a used run directory and start anew.",
         )
+        parser.add_lightning_class_args(StageCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(StageExport, "export")
+        parser.add_lightning_class_args(RolloutText, "rollouts")
         parser.link_arguments("model.tokenizer", "data.tokenizer", apply_on="instantiate")
         for target in ("model.init_args.seed", "data.seed"):
             parser.link_arguments("seed_everything", target, compute_fn=int)

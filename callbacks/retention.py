@@ -15,9 +15,9 @@ from torch.utils.tensorboard import SummaryWriter
 from sdft.figures import accuracy_heatmap, forgetting_curves, png_bytes, retention_figure
 from sdft.files import write_bytes_atomically, write_json_atomically
 from sdft.retention_record import (
+    HeldOutScores,
     RetentionRecord,
     StageRow,
-    TestScores,
     format_matrix,
     matrix_from_rows,
     retention_record,
@@ -59,7 +59,7 @@ class RetentionTracker(L.Callback):
 
     def __init__(self) -> None:
         self.rows: list[StageRow] = []
-        self.test: TestScores | None = None
+        self.test: HeldOutScores | None = None
         self._tasks: tuple[str, ...] = ()
         self._log_dirs_with_layout: set[str] = set()
 

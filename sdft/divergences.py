@@ -80,6 +80,15 @@ class _ClosedForm(torch.autograd.Function):
         return gradient * grad_values.unsqueeze(-1).to(gradient.dtype), None, None, None
 
 
+def with_bans_of(other_log: Tensor, log: Tensor) -> Tensor:
+    """Make ``log`` -inf where ``other_log`` is, in place; both (n, V) log-probabilities.
+
+    A vanishing multiple of a finite number is lost to rounding, one of -inf is -inf: this is one
+    pass over memory, where building a mask and filling it takes several.
+    """
+    return log.add_(other_log, alpha=1e-30)
+
+
 def widened(logits: Tensor) -> Tensor:
     """The logits in float32, or as they are when they are float64."""
     return logits if logits.dtype == torch.float64 else logits.float()
@@ -133,10 +142,10 @@ class ForwardKL(EntrywiseDivergence):
 
     def entries(self, student_log: Tensor, teacher_log: Tensor) -> tuple[Tensor, Tensor]:
         """Terms p_teacher * log(p_teacher / p_student); slopes -p_teacher."""
-        ratio = teacher_log - student_log
-        teacher = teacher_log.exp_().mul_(ratio.isfinite())
-        terms = ratio.nan_to_num_(0.0, 0.0, 0.0).mul_(teacher)
-        return terms, teacher.neg_()
+        teacher_log = with_bans_of(student_log, teacher_log)
+        terms = torch.sub(teacher_log, student_log).nan_to_num_(0.0)
+        teacher = teacher_log.exp_()
+        return terms.mul_(teacher), teacher.neg_()
 
 
 @dataclass(frozen=True)
@@ -150,9 +159,9 @@ class ReverseKL(EntrywiseDivergence):
 
     def entries(self, student_log: Tensor, teacher_log: Tensor) -> tuple[Tensor, Tensor]:
         """Terms p_student * log(p_student / p_teacher); slopes p_student + term."""
-        ratio = student_log - teacher_log
-        student = student_log.exp().mul_(ratio.isfinite())
-        terms = ratio.nan_to_num_(0.0, 0.0, 0.0).mul_(student)
+        student = with_bans_of(teacher_log, student_log.clone())
+        terms = torch.sub(student, teacher_log, out=teacher_log).nan_to_num_(0.0)
+        terms.mul_(student.exp_())
         return terms, student.add_(terms)
 
 
@@ -188,13 +197,14 @@ class JensenShannon(EntrywiseDivergence):
             return ForwardKL().entries(student_log, teacher_log)
         if self.beta == 1.0:
             return ReverseKL().entries(student_log, teacher_log)
-        allowed = (student_log - teacher_log).isfinite()
-        mixture = torch.logaddexp(
-            student_log + math.log1p(-self.beta), teacher_log + math.log(self.beta)
-        )
-        slopes = (student_log - mixture).mul_(student_log.exp()).mul_(1.0 - self.beta)
-        terms = (teacher_log - mixture).mul_(teacher_log.exp_()).mul_(self.beta).add_(slopes)
-        return terms.masked_fill_(~allowed, 0.0), slopes.masked_fill_(~allowed, 0.0)
+        student = with_bans_of(teacher_log, student_log.clone()).add_(math.log1p(-self.beta))
+        teacher = with_bans_of(student, teacher_log).add_(math.log(self.beta))
+        # m's logarithm, and the terms, from the shares (1 - beta) * p_student and beta * p_teacher
+        mixture = torch.logaddexp(student, teacher)
+        slopes = torch.sub(student, mixture).sub_(math.log1p(-self.beta)).nan_to_num_(0.0)
+        slopes.mul_(student.exp_())
+        terms = torch.sub(teacher, mixture, out=mixture).sub_(math.log(self.beta)).nan_to_num_(0.0)
+        return terms.mul_(teacher.exp_()).add_(slopes), slopes
 
 
 @dataclass(frozen=True)

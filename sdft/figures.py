@@ -216,7 +216,7 @@ def _draw_heatmap(axes: Axes, tasks: Sequence[str], matrix: Tensor) -> None:
             if math.isnan(accuracy):
                 axes.add_patch(_cell(index, stage, fill=False, lw=0, **BLANK))
             else:
-                colour = "white" if accuracy > 0.65 else INK
+                colour = "white" if accuracy > 0.78 else INK
                 number = f"{100 * accuracy:.0f}"
                 axes.text(index, stage, number, ha="center", va="center", color=colour)
             if stage == index + 1 and not math.isnan(accuracy):

@@ -38,7 +38,7 @@ class StageRow(TypedDict):
     accuracy: dict[str, float | None]
 
 
-class TestScores(TypedDict):
+class HeldOutScores(TypedDict):
     """Accuracies on the test rows, and the optimizer steps of the weights that were scored."""
 
     accuracy: dict[str, float | None]
@@ -57,7 +57,7 @@ class RetentionRecord(TypedDict):
     forgetting_from_best: dict[str, float | None]
     backward_transfer: float | None
     forward_transfer: float | None
-    test: TestScores | None
+    test: HeldOutScores | None
     definitions: dict[str, str]
 
 
@@ -109,7 +109,7 @@ def retention_record(
     model: str,
     tasks: Sequence[str],
     rows: Sequence[StageRow],
-    test: TestScores | None = None,
+    test: HeldOutScores | None = None,
 ) -> RetentionRecord:
     """What ``retention.json`` says about the rows measured so far.
 
@@ -137,7 +137,7 @@ def retention_record(
 
 
 def format_matrix(
-    tasks: Sequence[str], rows: Sequence[StageRow], test: TestScores | None = None
+    tasks: Sequence[str], rows: Sequence[StageRow], test: HeldOutScores | None = None
 ) -> str:
     """The accuracy matrix as a plain text table, in percent; a dash where nothing was measured.
 

@@ -11,7 +11,7 @@ def fit(tmp_path, config, name, *args):
     """Run a sequence in the run directory ``name``; the exit code."""
     return run(
         "fit", f"--config={config}", f"--run_dir={tmp_path / name}",
-        "--trainer.callbacks.every_n_steps=1", *args, log=tmp_path / f"{name}.log",
+        "--checkpoint.every_n_steps=1", *args, log=tmp_path / f"{name}.log",
     )  # fmt: skip
 
 
