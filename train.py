@@ -93,6 +93,20 @@ class ContinualCLI(LightningCLI):
         if self.trainer.is_global_zero:
             sys.stdout.write(summary(self.trainer))
 
+    def after_validate(self) -> None:
+        """Print the accuracies on the validation rows."""
+        self._print_accuracies("accuracy/")
+
+    def after_test(self) -> None:
+        """Print the accuracies on the test rows."""
+        self._print_accuracies("test_accuracy/")
+
+    def _print_accuracies(self, prefix: str) -> None:
+        if self.trainer.is_global_zero:
+            for name, value in sorted(self.trainer.callback_metrics.items()):
+                if name.startswith(prefix):
+                    sys.stdout.write(f"{name}  {float(value):.3f}\n")
+
 
 def settle_run(run_dir: Path, ckpt_path: str | None, overwrite: bool) -> str | None:
     """Decide whether a run starts, resumes or is refused.

@@ -2,7 +2,8 @@
 
 Figures are built as objects, without pyplot, so nothing global changes and no display is needed.
 Lines are told apart by colour (the Okabe-Ito set, distinct under the common colour-vision
-deficiencies) and by a label at their end; text never depends on colour alone.
+deficiencies, with ochre for its yellow, which is faint on white) and by a label at their end;
+text never depends on colour alone.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ LEGEND_PLACE: dict[str, Any] = {
 }
 DARKEST = 1.25
 """Value at the dark end of the colour map: above 1, so that a frame shows on a cell of 100 %."""
+TITLE_CHARACTERS = 64
 LABEL_CHARACTERS = 22
 TICK_CHARACTERS = 16
 MIN_LABEL_GAP = 0.06
@@ -110,8 +112,9 @@ def _height(num_tasks: int) -> float:
 
 def _add_title(figure: Figure, title: str) -> None:
     if title:
+        text = shortened(title, TITLE_CHARACTERS)
         figure.suptitle(
-            title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK, parse_math=False
+            text, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK, parse_math=False
         )
 
 

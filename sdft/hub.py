@@ -95,6 +95,35 @@ def rows_from_dataset(
     return rows
 
 
+def kept_indices(dataset: Dataset, where: str | None, task: str, split: str) -> list[int]:
+    """Indices of the rows for which an expression over the columns holds.
+
+    Args:
+        dataset: One split.
+        where: A Jinja expression such as ``label != "oos"``; None keeps all rows.
+        task: The task's name, for errors.
+        split: Our name of the split, for errors.
+
+    Raises:
+        ValueError: The expression does not parse, fails on a row, or keeps no row.
+    """
+    if where is None:
+        return list(range(len(dataset)))
+    label_names = _label_names(dataset)
+    kept = []
+    try:
+        holds = _sandbox().compile_expression(where, undefined_to_none=False)
+        for index, values in enumerate(dataset):
+            named = _named_labels(values, label_names, f"task {task!r}: {split} row {index}")
+            if holds(**{**values, **named}):
+                kept.append(index)
+    except TemplateError as error:
+        raise ValueError(f"task {task!r}: where: {where!r:.80} is broken: {error}") from error
+    if not kept:
+        raise ValueError(f"task {task!r}: where: {where!r:.80} keeps no row of {split}")
+    return kept
+
+
 def check_columns(columns: Mapping[str, str], task: str) -> None:
     """Check a column mapping as far as that is possible without the data.
 
@@ -119,6 +148,10 @@ def is_template(source: str) -> bool:
     return "{{" in source
 
 
+def _sandbox() -> ImmutableSandboxedEnvironment:
+    return ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
+
+
 def _field_reader(source: str, names: list[str], where: str) -> FieldReader:
     if is_template(source):
         return _template_reader(source, where)
@@ -131,9 +164,8 @@ def _field_reader(source: str, names: list[str], where: str) -> FieldReader:
 
 
 def _template_reader(source: str, where: str) -> FieldReader:
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
     try:
-        return environment.from_string(source).render
+        return _sandbox().from_string(source).render
     except TemplateError as error:
         raise ValueError(f"{where}: the template {source!r:.80} is broken: {error}") from error
 

@@ -10,7 +10,7 @@ from sdft.hub import check_columns
 from sdft.scorers import get_scorer
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
-_HUB_ONLY = ("revision", "config_name", "columns", "splits")
+_HUB_ONLY = ("revision", "config_name", "columns", "where", "splits")
 
 
 @dataclass
@@ -33,6 +33,8 @@ class TaskSpec:
         columns: For each of id, prompt, demonstration, answer and context, the hub data set's
             column, or a Jinja template over the columns (a text with ``{{``). None takes the
             columns of these names. Rows without an id are numbered.
+        where: A Jinja expression over the hub's columns, such as ``label != "oos"``; rows for
+            which it does not hold are left out. None keeps all.
         splits: For each of train, validation and test, the hub's split, such as
             ``train[:500]``; test may be left out. None takes the splits of these names.
         num_train: How many training rows to use, drawn by the seed; None uses all. For a
@@ -54,6 +56,7 @@ class TaskSpec:
     revision: str | None = None
     config_name: str | None = None
     columns: dict[str, str] | None = None
+    where: str | None = None
     splits: dict[str, str] | None = None
     num_train: int | None = None
     num_validation: int | None = None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdft.generated import SPLITS, Split, generate
-from sdft.hub import load_hub_split, rows_from_dataset
+from sdft.hub import kept_indices, load_hub_split, rows_from_dataset
 from sdft.rows import check_unique_ids, read_rows
 from sdft.scorers import SCORER_OF_SCORING, SCORERS, Scorer, check_row, get_scorer
 from sdft.task_spec import TaskSpec
@@ -165,10 +165,11 @@ def _hub_splits(spec: TaskSpec, hub_id: str, seed: int) -> Splits:
             _chosen(0, spec, split, seed)  # an error if rows of it were asked for
             continue
         dataset = load_hub_split(spec.name, hub_id, spec.config_name, spec.revision, names[split])
+        kept = kept_indices(dataset, spec.where, spec.name, split)
         splits[split] = tuple(
             rows_from_dataset(
                 dataset,
-                _chosen(len(dataset), spec, split, seed),
+                [kept[index] for index in _chosen(len(kept), spec, split, seed)],
                 spec.name,
                 split,
                 spec.columns,

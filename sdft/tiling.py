@@ -22,7 +22,7 @@ from sdft.head import VocabularyHead
 
 MIB = 1 << 20
 TILE_BYTES = {"cpu": 24 * MIB, "cuda": 128 * MIB}
-BLOCK_BYTES = {"cpu": 2 * MIB, "cuda": 32 * MIB}
+BLOCK_BYTES = {"cpu": 4 * MIB, "cuda": 32 * MIB}
 MIN_TILE_ROWS = 128
 MAX_TILE_ROWS = 4096
 VOCABULARY_SLICE = 8192

@@ -2,7 +2,7 @@ import datasets
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from sdft.hub import check_columns, load_hub_split, rows_from_dataset
+from sdft.hub import check_columns, kept_indices, load_hub_split, rows_from_dataset
 
 COLUMNS = {
     "prompt": "Label: {{ text }}",
@@ -50,6 +50,24 @@ def test_rows_are_chosen_by_their_index(dataset):
     assert [row.id for row in convert(dataset, indices=[2, 0])] == ["train-2", "train-0"]
     mapped = convert(dataset, {**COLUMNS, "id": "uid"}, indices=[2])
     assert [row.id for row in mapped] == ["9"]
+
+
+def test_a_filter_keeps_the_rows_it_holds_for(dataset):
+    assert kept_indices(dataset, 'label == "warm" or uid == 7', "mine", "train") == [0, 2]
+    assert kept_indices(dataset, None, "mine", "train") == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("label ==", "is broken"),
+        ("colour == 1", "'colour' is undefined"),
+        ("uid > 100", "keeps no row of train"),
+    ],
+)
+def test_a_filter_that_fails_or_keeps_nothing_is_an_error(dataset, where, message):
+    with pytest.raises(ValueError, match=message):
+        kept_indices(dataset, where, "mine", "train")
 
 
 def test_without_a_mapping_columns_of_the_field_names_are_used():

@@ -187,15 +187,15 @@ def test_measuring_again_replaces_the_entry():
 def test_state_dict_round_trip_keeps_the_matrix_and_shares_nothing():
     original, copy = filled(3), AccuracyMatrix(3)
     copy.load_state_dict(original.state_dict())
-    assert close(copy.compute(), matrix(3))
     copy.update(3, 0, 1.0)
+    assert close(copy.compute()[:3], ROWS[:3])
     assert close(original.compute(), matrix(3))
 
 
 def test_reset_forgets_every_measurement():
     metric = filled()
     metric.reset()
-    assert metric.compute().isnan().all()
+    assert metric.matrix.isnan().all()
 
 
 @pytest.mark.parametrize(("stage", "task"), [(4, 0), (-1, 0), (0, 3), (0, -1)])
