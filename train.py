@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class RunDirectory(SaveConfigCallback):
         """Write ``config.yaml`` beside the other results."""
         target = Path(trainer.default_root_dir) / self.config_filename
         target.parent.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, target, skip_none=False, overwrite=True, multifile=False)
+        self.parser.save(self.config, target, skip_unset=False, overwrite=True, multifile=False)
 
 
 class ContinualCLI(LightningCLI):
@@ -62,8 +63,21 @@ class ContinualCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration alone: a checkpoint does not override files and flags."""
 
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer; a wrong option ends the run in one line."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, FileNotFoundError) as error:
+            raise SystemExit(f"error: {error}") from error
+
     def before_instantiate_classes(self) -> None:
         """Settle the run directory, and where to resume, before anything is loaded."""
+        try:
+            self._settle()
+        except ValueError as error:
+            raise SystemExit(f"error: {error}") from error
+
+    def _settle(self) -> None:
         config = self.config[self.config.subcommand]
         run_dir = Path(config.run_dir or CONFIGS.parent / "runs" / self._config_name(config))
         if self.config.subcommand == "fit":
@@ -158,6 +172,8 @@ def summary(trainer: L.Trainer) -> str:
 
 def main(args: list[str] | None = None) -> ContinualCLI:
     """Parse the command line and run it."""
+    # The teacher is in eval mode on purpose.
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
     defaults = {"default_config_files": [str(CONFIGS / "defaults.yaml")]}
     return ContinualCLI(
         ContinualModule,

@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -66,9 +67,11 @@ class Setting:
         self.divergence = divergence
 
     def parameters(self) -> tuple[Tensor, Tensor]:
+        """What receives a gradient."""
         return self.hidden, self.student_layer.weight
 
     def ours(self) -> Tensor:
+        """The tiled loss."""
         return distillation_loss(
             self.hidden,
             VocabularyHead(self.student_layer),
@@ -80,6 +83,7 @@ class Setting:
         ).loss
 
     def naive(self) -> Tensor:
+        """Both models' logits in full, and the library's KL."""
         student_log = self.student_layer(self.hidden).log_softmax(-1)
         with torch.no_grad():
             teacher_log = self.teacher_layer(self.teacher_hidden).log_softmax(-1)
@@ -89,6 +93,7 @@ class Setting:
         return (terms.sum(-1) * self.weights).sum()
 
     def trl(self) -> Tensor:
+        """Both models' logits in full, and TRL's loss on them."""
         from trl.experimental.sdft.loss_utils import compute_full_logit_self_distillation_loss
 
         student = self.student_layer(self.hidden)
@@ -113,6 +118,7 @@ def step(setting: Setting, loss: Loss) -> tuple[float, float]:
 
 
 def synchronize(setting: Setting) -> None:
+    """Wait for the device, so that the clock sees its work."""
     if setting.hidden.is_cuda:
         torch.cuda.synchronize()
 
@@ -154,6 +160,7 @@ def resident_units(setting: Setting, loss: Loss) -> float:
 
 
 def resident_bytes(field: str) -> int:
+    """A field of this process's status, such as VmRSS."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
@@ -161,10 +168,12 @@ def resident_bytes(field: str) -> int:
 
 
 def gradient_bytes(setting: Setting) -> int:
+    """Bytes of the gradients that a step leaves behind."""
     return sum(each.numel() * each.element_size() for each in setting.parameters())
 
 
 def units(num_bytes: float, setting: Setting) -> float:
+    """Bytes as a share of one float32 (N, V)."""
     return num_bytes / (4 * NUM_ROWS * setting.student_layer.out_features)
 
 
@@ -200,7 +209,8 @@ def in_a_process(arguments: argparse.Namespace, vocab_size: int, case: str) -> d
     command = [sys.executable, __file__, "--case", case, "--vocab_size", str(vocab_size)]
     for name in ("divergence", "threads", "device", "pairs"):
         command += [f"--{name}", str(getattr(arguments, name))]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    quiet = os.environ | {"KINETO_LOG_LEVEL": "5"}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=quiet)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -240,6 +250,7 @@ def run_all(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The command line; the last two arguments are for the child processes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the two smaller vocabularies only")
     parser.add_argument("--divergence", choices=[*ALPHAS], default="forward_kl")
@@ -252,6 +263,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Measure everything, or as a child process one case; the last line is JSON."""
     arguments = parse_arguments()
     print(json.dumps(run_case(arguments) if arguments.case else run_all(arguments)))
 

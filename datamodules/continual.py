@@ -92,6 +92,10 @@ class ContinualDataModule(L.LightningDataModule):
         """One loader per task that has test rows."""
         return [self._evaluation(task, task.test) for task in self.tasks if task.test]
 
+    def transfer_batch_to_device(self, batch: Any, *_: Any) -> Any:
+        """Batches are ragged token lists; tensors are made where a model reads them."""
+        return batch
+
     def _evaluation(self, task: Task, rows: Sequence[Demonstration]) -> EvaluationLoader:
         return EvaluationLoader(
             rows, self.eval_batch_size, lambda batch: self.reader.evaluation_batch(task, batch)

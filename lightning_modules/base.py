@@ -103,10 +103,6 @@ class ContinualModule(L.LightningModule):
         seed = mix_seed(self.seed, self.trainer.global_step, self.trainer.global_rank)
         return torch.Generator(self.device).manual_seed(seed)
 
-    def transfer_batch_to_device(self, batch: Any, *_: Any) -> Any:
-        """Batches are ragged token lists; tensors are made where a model reads them."""
-        return batch
-
     def on_validation_epoch_start(self) -> None:
         """Forget the last evaluation."""
         self._accuracies = {}

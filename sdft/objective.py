@@ -61,7 +61,7 @@ def distillation_loss(
         sequence_index: (N,), which sequence each row belongs to; only divergences with a prefix
             score read it. Their rows come sequence by sequence in order of position, and a
             position of weight 0 still passes the score of its token, so include skipped ones.
-        tile_rows: Rows per tile; None chooses by vocabulary and device.
+        tile_rows: Rows per tile at most; None chooses by vocabulary and device.
 
     Raises:
         ValueError: Shapes or vocabularies that do not fit, a temperature that is not positive, a
@@ -106,7 +106,7 @@ def cross_entropy_loss(
         head: Receives a gradient where its parameters require one.
         tokens: (N,), the target at each position.
         weights: (N,), from :func:`sdft.losses.reduction_weights`; a constant.
-        tile_rows: Rows per tile; None chooses by vocabulary and device.
+        tile_rows: Rows per tile at most; None chooses by vocabulary and device.
 
     Returns:
         (), attached to the graph; good for one backward pass.
@@ -136,7 +136,7 @@ def token_logprobs(
         hidden: (N, D), final hidden states at the positions that predict the tokens.
         head: Of the model they come from.
         tokens: (N,).
-        tile_rows: Rows per tile; None chooses by vocabulary and device.
+        tile_rows: Rows per tile at most; None chooses by vocabulary and device.
 
     Raises:
         ValueError: Shapes that do not fit.

@@ -3,8 +3,9 @@
 Each tile is projected once for the student and once for the teacher; the divergence replaces
 the student's logits by their gradient, which goes into the gradients of the hidden states and
 of the head before the next tile takes its place. The two tiles are allocated once. Inside a
-tile the divergence works on blocks of a few rows that stay in the processor's cache. Nothing of
-size (N, V) lives, forward or backward: the backward pass only multiplies by what comes in.
+tile the divergence works on blocks of rows, so that its intermediate results stay small.
+Nothing of size (N, V) lives, forward or backward: the backward pass only multiplies by what
+comes in.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from sdft.divergences import Divergence, widened
 from sdft.head import VocabularyHead
 
 MIB = 1 << 20
-TILE_BYTES = {"cpu": 24 * MIB, "cuda": 128 * MIB}
-BLOCK_BYTES = {"cpu": 4 * MIB, "cuda": 32 * MIB}
-MIN_TILE_ROWS = 128
+TILE_BYTES = {"cpu": 16 * MIB, "cuda": 128 * MIB}
+BLOCKS_PER_TILE = 8
+MIN_TILE_ROWS = 120
 MAX_TILE_ROWS = 4096
 VOCABULARY_SLICE = 8192
 
@@ -52,7 +53,7 @@ class TiledLoss:
         temperature: Divides both models' logits.
         sequence_ends: (N,), the first row after each row's sequence, for divergences with a
             prefix score; otherwise None.
-        tile_rows: Rows per tile.
+        tile_rows: Rows per tile, at most.
         want_gradient: Whether a backward pass may follow.
     """
 
@@ -154,14 +155,14 @@ class _Sweep:
         ]
         self.student = _Projection(weight, bias, dtype)
         self.teacher = self._teacher_projection(dtype)
-        count, vocab_size = hidden.shape[0], weight.shape[0]
-        size = (min(job.tile_rows, count), vocab_size)
+        count = hidden.shape[0]
+        self.tile_rows = even_step(count, job.tile_rows)
+        self.block_rows = even_step(self.tile_rows, -(-job.tile_rows // BLOCKS_PER_TILE))
+        size = (self.tile_rows, weight.shape[0])
         self.student_tile = hidden.new_empty(size, dtype=dtype)
         self.teacher_tile = self.student_tile
         if self.teacher is not None:
             self.teacher_tile = hidden.new_empty(size, dtype=dtype)
-        budget = BLOCK_BYTES.get(hidden.device.type, BLOCK_BYTES["cuda"])
-        self.block_rows = max(1, budget // (4 * vocab_size))
         self.values = hidden.new_zeros(count, dtype=wide)
         self.weights = job.weights.to(wide)
         self.weighted_from = hidden.new_zeros(count + 1, dtype=torch.float64)
@@ -181,7 +182,7 @@ class _Sweep:
         return self.values
 
     def _run(self) -> None:
-        for rows in slices_from_the_end(self.hidden.shape[0], self.job.tile_rows):
+        for rows in slices_from_the_end(self.hidden.shape[0], self.tile_rows):
             student = self.student.into(self.student_tile, self.hidden[rows])
             teacher = student
             if self.teacher is not None and self.job.teacher_hidden is not None:
@@ -253,6 +254,12 @@ def add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
         return
     for part in slices_from_the_end(total.shape[0], VOCABULARY_SLICE):
         total[part] += left[:, part].t() @ right
+
+
+def even_step(count: int, largest: int) -> int:
+    """The step, at most ``largest``, that cuts ``count`` rows into the fewest and evenest parts."""
+    parts = max(1, -(-count // largest))
+    return max(1, -(-count // parts))
 
 
 def slices_from_the_end(stop: int, step: int) -> Iterator[slice]:

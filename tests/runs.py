@@ -82,6 +82,7 @@ def _run_and_leave(args: tuple[str, ...], log: Path) -> None:
             code = 0
         except SystemExit as leave:
             code = leave.code if isinstance(leave.code, int) else 1
+            print(leave.code)
         except BaseException:
             traceback.print_exc()
         stream.flush()

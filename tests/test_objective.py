@@ -119,8 +119,8 @@ def test_tiles_and_blocks_of_any_size_give_the_same(name, tile_rows, monkeypatch
     divergence = make_divergence(name)
     whole = case.loss(divergence)
     expected = gradients(whole.loss, case.inputs())
-    for block_bytes in (1, 3 * 4 * VOCABULARY):
-        monkeypatch.setitem(tiling.BLOCK_BYTES, "cpu", block_bytes)
+    for blocks_per_tile in (1, 3, 100):
+        monkeypatch.setattr(tiling, "BLOCKS_PER_TILE", blocks_per_tile)
         tiled = case.loss(divergence, tile_rows=tile_rows)
         torch.testing.assert_close(tiled.values, whole.values)
         assert_all_close(gradients(tiled.loss, case.inputs()), expected)
@@ -285,8 +285,8 @@ def test_default_tiles_shrink_with_the_vocabulary_down_to_a_floor():
     cpu = torch.device("cpu")
     sizes = [tiling.default_tile_rows(size, cpu) for size in (512, 16_384, 49_152, 262_144)]
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[-2:] == [128, 128]
-    assert tiling.default_tile_rows(49_152, torch.device("cuda")) > 128
+    assert sizes[-2:] == [120, 120]
+    assert tiling.default_tile_rows(49_152, torch.device("cuda")) > 120
 
 
 def test_autocast_projects_in_bfloat16_and_diverges_in_float32():

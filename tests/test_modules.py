@@ -1,0 +1,208 @@
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from datamodules import ContinualDataModule, fit_sequence
+from lightning_modules import SDFTModule, SFTModule
+from lightning_modules.base import WarmupCosine
+from sdft.losses import make_divergence
+from tests.rows import write_task
+
+
+class Recorder(Callback):
+    """Keeps what a hook returns at every call of it."""
+
+    def __init__(self, hook, read):
+        self.seen = []
+        setattr(self, hook, lambda trainer, module, *args: self.seen.append(read(trainer, module)))
+
+
+class Referenced(SDFTModule):
+    """Compares every loss with one computed from whole logits in float64."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        expected = self.naive_loss(batch)
+        self.compared = [*getattr(self, "compared", []), (loss.item(), expected.item())]
+        return loss
+
+    @torch.no_grad()
+    def naive_loss(self, batch):
+        """Mean over each completion's unmasked tokens, then over completions."""
+        means = []
+        for index, completion in enumerate(self.last_rollout.completions):
+            student = self.log_probs(self.student, batch.student_prompts[index], completion)
+            teacher = self.log_probs(self.teacher.model, batch.teacher_prompts[index], completion)
+            if self.divergence == make_divergence("reverse_kl"):
+                student, teacher = teacher, student
+            tokens = (teacher.exp() * (teacher - student)).sum(-1)[self.num_loss_tokens_to_skip :]
+            means.append(tokens.mean() if len(tokens) else torch.zeros(()).double())
+        return torch.stack(means).mean()
+
+    def log_probs(self, model, prompt, completion):
+        logits = model(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
+        return logits.double().log_softmax(-1)
+
+
+def train(module, folder, *callbacks, num_train=(6, 4), **options):
+    """Two short tasks in sequence."""
+    specs = [
+        write_task(folder, name, num_train=count, num_test=1)
+        for name, count in zip(("one", "two"), num_train, strict=True)
+    ]
+    data = ContinualDataModule(
+        specs, module.tokenizer, **{"batch_size": 2, "teacher_template": "dialogue", **options}
+    )
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+        callbacks=list(callbacks),
+    )
+    fit_sequence(trainer, module, data)
+    return trainer
+
+
+def sdft(kind=SDFTModule, **options):
+    return kind(
+        pretrained="tiny-random",
+        **{"learning_rate": 1e-2, "warmup_steps": 0, "max_completion_tokens": 6, **options},
+    )
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl"])
+@pytest.mark.parametrize("skipped", [0, 2])
+def test_loss_equals_the_naive_divergence_in_float64(divergence, skipped, tmp_path):
+    module = sdft(Referenced, divergence=divergence, num_loss_tokens_to_skip=skipped)
+    with torch.no_grad():  # far from uniform, so that the divergence is no rounding error
+        for parameter in module.parameters():
+            parameter.mul_(5) if parameter.dim() > 1 else None
+    train(module, tmp_path)
+    assert len(module.compared) == 5
+    for loss, expected in module.compared[1:]:
+        assert loss == pytest.approx(expected, rel=1e-4)
+        assert loss > 1e-3
+
+
+def test_teacher_starts_each_stage_from_the_student_and_then_follows_it(tmp_path):
+    module = sdft(teacher_rate=0.25)
+    weights = Recorder(
+        "on_train_batch_start",
+        lambda trainer, module: (
+            module.student.model.norm.weight.clone(),
+            module.teacher.model.model.norm.weight.clone(),
+        ),
+    )
+    train(module, tmp_path, weights)
+    starts = {0, 3}
+    for step, (student, teacher) in enumerate(weights.seen):
+        if step in starts:
+            assert torch.equal(student, teacher)
+        else:
+            before = weights.seen[step - 1][1]
+            torch.testing.assert_close(teacher, 0.25 * student + 0.75 * before)
+            assert not torch.equal(student, teacher)
+
+
+def test_optimizer_and_schedule_start_anew_with_every_stage(tmp_path):
+    rates = Recorder(
+        "on_train_batch_start",
+        lambda trainer, module: trainer.optimizers[0].param_groups[0]["lr"],
+    )
+    steps = Recorder(
+        "on_train_end",
+        lambda trainer, module: {s["step"].item() for s in trainer.optimizers[0].state.values()},
+    )
+    train(sdft(), tmp_path, rates, steps)
+    first = [1e-2 * WarmupCosine(0, 3)(step) for step in range(3)]
+    second = [1e-2 * WarmupCosine(0, 2)(step) for step in range(2)]
+    assert rates.seen == pytest.approx([*first, *second])
+    assert steps.seen == [{3.0}, {2.0}]
+
+
+def test_rollouts_depend_on_the_seed_and_the_step_alone(tmp_path):
+    def rollouts(name, seed):
+        recorder = Recorder(
+            "on_train_batch_end", lambda trainer, module: module.last_rollout.completions
+        )
+        train(sdft(seed=seed), tmp_path / name, recorder)
+        return recorder.seen
+
+    torch.manual_seed(1)
+    first = rollouts("a", seed=1)
+    torch.manual_seed(2)
+    assert rollouts("b", seed=1) == first
+    assert rollouts("c", seed=2) != first
+    assert first[0] != first[1]
+
+
+def test_completions_shorter_than_the_mask_train_on_without_loss(tmp_path):
+    module = sdft(num_loss_tokens_to_skip=50)
+    before = module.student.model.norm.weight.clone()
+    train(module, tmp_path)
+    assert torch.equal(module.student.model.norm.weight, before)
+
+
+def test_one_row_and_partial_batches_are_trained(tmp_path):
+    losses = Recorder("on_train_batch_end", lambda trainer, module: trainer.global_step)
+    train(sdft(), tmp_path, losses, num_train=(1, 3))
+    assert losses.seen == [1, 2, 3]
+
+
+def test_sft_loss_is_the_librarys_cross_entropy(tmp_path):
+    class ReferencedSFT(SFTModule):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            logits, labels = [], []
+            for prompt, answer in zip(batch.student_prompts, batch.demonstrations, strict=True):
+                out = self.student(torch.tensor([[*prompt, *answer]])).logits[0]
+                logits.append(out[len(prompt) - 1 : -1].detach())
+                labels += answer
+            expected = torch.nn.functional.cross_entropy(torch.cat(logits), torch.tensor(labels))
+            assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+            self.count = getattr(self, "count", 0) + 1
+            return loss
+
+    module = sdft(ReferencedSFT)
+    train(module, tmp_path)
+    assert module.count == 5
+
+
+def test_sft_learns_to_answer_from_demonstrations(tmp_path):
+    last = Recorder(
+        "on_train_batch_end", lambda trainer, module: trainer.callback_metrics["train/loss"].item()
+    )
+    train(sdft(SFTModule, learning_rate=1e-2), tmp_path, last, epochs_per_stage=20)
+    assert last.seen[59] < 0.5 * last.seen[0]
+
+
+@pytest.mark.parametrize(
+    ("step", "factor"), [(0, 1 / 5), (3, 4 / 5), (4, 1.0), (12, 0.5), (20, 0.0)]
+)
+def test_schedule_warms_up_and_then_falls_along_a_cosine(step, factor):
+    assert WarmupCosine(4, 20)(step) == pytest.approx(factor)
+
+
+def test_warmup_longer_than_the_stage_is_cut_to_it():
+    schedule = WarmupCosine(10, 3)
+    assert [schedule(step) for step in range(3)] == pytest.approx([0.25, 0.5, 0.75])
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"teacher_rate": 2.0}, "teacher_rate is 2"),
+        ({"warmup_steps": -1}, "model.warmup_steps is -1"),
+        ({"weight_decay": -0.1}, "model.weight_decay is -0.1"),
+        ({"max_completion_tokens": 0}, "max_new_tokens is 0"),
+        ({"top_p": 0.0}, "top_p is 0"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        sdft(**options)
