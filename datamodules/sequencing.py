@@ -103,6 +103,7 @@ def read_counters(path: Path) -> dict[str, int]:
         )
         return {name: int(checkpoint[name]) for name in ("epoch", "global_step")}
     except (
+        OSError,
         RuntimeError,
         EOFError,
         KeyError,

@@ -38,7 +38,8 @@ def write_run(folder, method, matrix, test):
     forgetting = {"one": matrix[1][0] - matrix[2][0], "two": None}
     record = {
         "method": method, "tasks": tasks, "rows": rows, "forgetting": forgetting,
-        "average_accuracy": sum(matrix[2]) / 2, "test": {"accuracy": dict(zip(tasks, test, strict=True))},
+        "average_accuracy": sum(matrix[2]) / 2,
+        "test": {"accuracy": dict(zip(tasks, test, strict=True))},
     }  # fmt: skip
     folder.mkdir()
     (folder / "retention.json").write_text(json.dumps(record))
