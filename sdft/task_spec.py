@@ -25,6 +25,7 @@ class TaskSpec:
         scorer: Name of the rule that scores completions. None takes the generator's own, or the
             one that all rows name in ``meta.scoring``.
         generator: A generated task: routing, tool_call or new_facts.
+        generator_options: Options of the generator, such as ``num_entities`` of new_facts.
         path: A folder with train.jsonl, validation.jsonl and, if wanted, test.jsonl; relative to
             the working directory.
         hub_id: A data set on the Hugging Face hub, such as ``PolyAI/banking77``.
@@ -51,6 +52,7 @@ class TaskSpec:
     name: str
     scorer: str | None = None
     generator: str | None = None
+    generator_options: dict[str, int] | None = None
     path: str | None = None
     hub_id: str | None = None
     revision: str | None = None
@@ -113,10 +115,13 @@ class TaskSpec:
         unused = [option for option in _HUB_ONLY if option in given and self.hub_id is None]
         if self.context_field is not None and self.path is None:
             unused.append("context_field")
+        if self.generator_options is not None and self.generator is None:
+            unused.append("generator_options")
         if unused:
             raise ValueError(
                 f"task {self.name!r}: {', '.join(unused)} would have no effect: context_field "
-                f"belongs to a path; {', '.join(_HUB_ONLY)} belong to a hub_id"
+                f"belongs to a path; {', '.join(_HUB_ONLY)} belong to a hub_id, "
+                "generator_options to a generator"
             )
         hub_has_context = self.hub_id is None or "context" in (self.columns or {})
         if self.context_field is not None and not hub_has_context:

@@ -126,7 +126,11 @@ def _generated_splits(spec: TaskSpec, generator: str, seed: int) -> Splits:
     splits: Splits = {}
     for split in SPLITS:
         number = spec.num_rows(split)
-        rows = generate(generator, split, NUM_GENERATED[split] if number is None else number, seed)
+        number = NUM_GENERATED[split] if number is None else number
+        try:
+            rows = generate(generator, split, number, seed, **(spec.generator_options or {}))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"task {spec.name!r}, generator_options: {error}") from error
         splits[split] = tuple(replace(row, task=spec.name) for row in rows)
     return splits
 

@@ -233,3 +233,23 @@ def test_specs_are_read_from_a_config_and_explained_in_help(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "a Jinja template over the columns" in text
     assert "How many training rows to use" in text
+
+
+def test_a_generators_options_reach_it():
+    spec = TaskSpec(
+        name="facts", generator="new_facts", generator_options={"num_entities": 2}, num_train=30
+    )
+    assert len({row.meta["entity"] for row in load_task(spec).train}) == 2
+
+
+@pytest.mark.parametrize(
+    ("generator", "options", "message"),
+    [
+        ("new_facts", {"num_entities": 0}, "task 'facts', generator_options: .*num_entities"),
+        ("routing", {"num_entities": 2}, "task 'facts', generator_options: .*num_entities"),
+    ],
+)
+def test_an_option_the_generator_refuses_is_an_error(generator, options, message):
+    spec = TaskSpec(name="facts", generator=generator, generator_options=options)
+    with pytest.raises(ValueError, match=message):
+        load_task(spec)
