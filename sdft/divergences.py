@@ -40,16 +40,16 @@ class Divergence(ABC):
     def closed_form(
         self, student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Values and their derivative.
+        """Values and their derivative. Both logits are scratch space: their contents are lost.
 
         Args:
-            student_logits: (n, V), float32 or float64; left unchanged.
-            teacher_logits: (n, V), same type; left unchanged.
+            student_logits: (n, V), float32 or float64.
+            teacher_logits: (n, V), same type; not the same memory.
             tokens: (n,), the sampled token at each position.
 
         Returns:
             (n,) values in nats, and (n, V): the derivative of each value by its row of
-            ``student_logits``.
+            ``student_logits``, which may lie in the memory of either logits.
         """
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor) -> Tensor:
@@ -69,7 +69,9 @@ class _ClosedForm(torch.autograd.Function):
     def forward(
         ctx: Any, student: Tensor, teacher: Tensor, tokens: Tensor, divergence: Divergence
     ) -> Tensor:
-        values, gradient = divergence.closed_form(widened(student), widened(teacher), tokens)
+        values, gradient = divergence.closed_form(
+            widened(student.clone()), widened(teacher.clone()), tokens
+        )
         ctx.save_for_backward(gradient.to(student.dtype))
         return values
 
@@ -110,12 +112,15 @@ class EntrywiseDivergence(Divergence):
             raise ValueError(f"clip is {self.clip!r}; give a positive number, or null for off")
 
     @abstractmethod
-    def entries(self, student_log: Tensor, teacher_log: Tensor) -> tuple[Tensor, Tensor]:
+    def entries(
+        self, student_log: Tensor, teacher_log: Tensor, spare: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Each entry's term f, and p_student * df/dp_student; both (n, V), both 0 for bans.
 
         Args:
             student_log: (n, V) log-probabilities; left unchanged.
-            teacher_log: (n, V) log-probabilities; may be overwritten.
+            teacher_log: (n, V) log-probabilities; scratch space.
+            spare: (n, V), scratch space.
         """
 
     def closed_form(
@@ -123,7 +128,8 @@ class EntrywiseDivergence(Divergence):
     ) -> tuple[Tensor, Tensor]:
         """Chain the entries' slopes through the softmax: slope - p_student * sum(slopes)."""
         student_log = student_logits.log_softmax(-1)
-        terms, slopes = self.entries(student_log, teacher_logits.log_softmax(-1))
+        teacher_log = torch.log_softmax(teacher_logits, -1, out=student_logits)
+        terms, slopes = self.entries(student_log, teacher_log, spare=teacher_logits)
         if self.clip is not None:
             slopes.masked_fill_(terms > self.clip, 0.0)
             terms.clamp_(max=self.clip)
@@ -140,10 +146,12 @@ class ForwardKL(EntrywiseDivergence):
             gradient.
     """
 
-    def entries(self, student_log: Tensor, teacher_log: Tensor) -> tuple[Tensor, Tensor]:
+    def entries(
+        self, student_log: Tensor, teacher_log: Tensor, spare: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Terms p_teacher * log(p_teacher / p_student); slopes -p_teacher."""
         teacher_log = with_bans_of(student_log, teacher_log)
-        terms = torch.sub(teacher_log, student_log).nan_to_num_(0.0)
+        terms = torch.sub(teacher_log, student_log, out=spare).nan_to_num_(0.0)
         teacher = teacher_log.exp_()
         return terms.mul_(teacher), teacher.neg_()
 
@@ -157,9 +165,11 @@ class ReverseKL(EntrywiseDivergence):
             gradient.
     """
 
-    def entries(self, student_log: Tensor, teacher_log: Tensor) -> tuple[Tensor, Tensor]:
+    def entries(
+        self, student_log: Tensor, teacher_log: Tensor, spare: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Terms p_student * log(p_student / p_teacher); slopes p_student + term."""
-        student = with_bans_of(teacher_log, student_log.clone())
+        student = with_bans_of(teacher_log, spare.copy_(student_log))
         terms = torch.sub(student, teacher_log, out=teacher_log).nan_to_num_(0.0)
         terms.mul_(student.exp_())
         return terms, student.add_(terms)
@@ -191,13 +201,15 @@ class JensenShannon(EntrywiseDivergence):
                 "and 1 is KL(student || teacher)"
             )
 
-    def entries(self, student_log: Tensor, teacher_log: Tensor) -> tuple[Tensor, Tensor]:
+    def entries(
+        self, student_log: Tensor, teacher_log: Tensor, spare: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Terms of both KLs to m; slopes (1 - beta) * p_student * log(p_student / m)."""
         if self.beta == 0.0:
-            return ForwardKL().entries(student_log, teacher_log)
+            return ForwardKL().entries(student_log, teacher_log, spare)
         if self.beta == 1.0:
-            return ReverseKL().entries(student_log, teacher_log)
-        student = with_bans_of(teacher_log, student_log.clone()).add_(math.log1p(-self.beta))
+            return ReverseKL().entries(student_log, teacher_log, spare)
+        student = with_bans_of(teacher_log, spare.copy_(student_log)).add_(math.log1p(-self.beta))
         teacher = with_bans_of(student, teacher_log).add_(math.log(self.beta))
         # m's logarithm, and the terms, from the shares (1 - beta) * p_student and beta * p_teacher
         mixture = torch.logaddexp(student, teacher)

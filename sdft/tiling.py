@@ -23,7 +23,7 @@ from sdft.head import VocabularyHead
 
 MIB = 1 << 20
 TILE_BYTES = {"cpu": 16 * MIB, "cuda": 128 * MIB}
-BLOCKS_PER_TILE = 8
+BLOCKS_PER_TILE = 2
 MIN_TILE_ROWS = 120
 MAX_TILE_ROWS = 4096
 VOCABULARY_SLICE = 8192
@@ -195,29 +195,27 @@ class _Sweep:
     def _differentiate(self, rows: slice, student_raw: Tensor, teacher_raw: Tensor) -> None:
         """Write the rows' values, and their weighted gradient over the student's raw logits."""
         job, head = self.job, self.job.student_head
-        student = head.finish(widened(student_raw))
-        teacher = student
+        student, teacher = head.finish(widened(student_raw)), teacher_raw
         if job.teacher_head is not None:
             teacher = job.teacher_head.finish(widened(teacher_raw))
-        if job.temperature == 1.0:
-            values, gradient = job.divergence.closed_form(student, teacher, job.tokens[rows])
-        else:
-            values, gradient = job.divergence.closed_form(
-                student / job.temperature, teacher / job.temperature, job.tokens[rows]
-            )
+        # The divergence takes the logits' memory, so what else depends on them comes first.
+        slope = None if head.softcap is None else 1.0 - (student / head.softcap).square_()
+        policy = None if job.sequence_ends is None else student.softmax(-1)
+        if job.temperature != 1.0:
+            student, teacher = student / job.temperature, teacher / job.temperature
+        values, gradient = job.divergence.closed_form(student, teacher, job.tokens[rows])
         self.values[rows] = values
         if all(each is None for each in self.gradients):
             return
-        gradient.mul_((self.weights[rows] / job.temperature).unsqueeze(-1))
-        if job.sequence_ends is not None:
-            self._add_prefix_score(rows, student, gradient)
-        if head.softcap is not None:
-            gradient.mul_(1.0 - (student / head.softcap).square_())
-        if head.multiplier != 1.0:
-            gradient.mul_(head.multiplier)
-        student_raw.copy_(gradient)
+        factor = (self.weights[rows] / job.temperature).unsqueeze(-1)
+        if policy is not None:
+            self._add_prefix_score(rows, policy, gradient.mul_(factor))
+            factor = torch.ones_like(factor)
+        if slope is not None:
+            gradient.mul_(slope)
+        torch.mul(gradient, factor.mul_(head.multiplier), out=student_raw)
 
-    def _add_prefix_score(self, rows: slice, student: Tensor, gradient: Tensor) -> None:
+    def _add_prefix_score(self, rows: slice, policy: Tensor, gradient: Tensor) -> None:
         """Add (weighted values later in the sequence) * grad log p(token) (appendix A.1).
 
         Completions are drawn at temperature 1, so that is the policy whose score is taken.
@@ -229,7 +227,7 @@ class _Sweep:
         after = self.weighted_from[rows.start + 1 : rows.stop + 1]
         later = (after - self.weighted_from[self.job.sequence_ends[rows]]).to(gradient.dtype)
         later = later.unsqueeze(-1)
-        gradient.addcmul_(student.softmax(-1), later, value=-1.0)
+        gradient.addcmul_(policy, later, value=-1.0)
         gradient.scatter_add_(-1, self.job.tokens[rows].unsqueeze(-1), later)
 
     def _accumulate(self, rows: slice, gradient: Tensor) -> None:
