@@ -23,8 +23,8 @@ from sdft.head import VocabularyHead
 
 MIB = 1 << 20
 TILE_BYTES = {"cpu": 16 * MIB, "cuda": 128 * MIB}
-BLOCKS_PER_TILE = 2
-MIN_TILE_ROWS = 120
+BLOCKS_PER_TILE = 3
+MIN_TILE_ROWS = 128
 MAX_TILE_ROWS = 4096
 VOCABULARY_SLICE = 8192
 
