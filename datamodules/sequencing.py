@@ -34,6 +34,11 @@ class ResumePoint:
     in_stage: bool
     global_step: int
 
+    @property
+    def last_started(self) -> int:
+        """The stage to restore into: the one in training, or the one just finished."""
+        return self.stage if self.in_stage else max(self.stage - 1, 0)
+
 
 def fit_sequence(
     trainer: L.Trainer,
@@ -55,16 +60,15 @@ def fit_sequence(
     """
     _check_trainer(trainer)
     plan = datamodule.plan
-    point = ResumePoint(0, False, 0)
+    num_done = 0
     if ckpt_path is not None:
-        point = read_resume_point(Path(ckpt_path), plan)
+        stage = read_resume_point(Path(ckpt_path), plan).last_started
         # Between two stages this only restores: the finished stage has no epoch left to run.
-        _fit_stage(trainer, module, datamodule, point.stage - (not point.in_stage), ckpt_path)
-    if not point.in_stage:
-        _evaluate(trainer, module, datamodule, point.stage)
-    for stage in range(point.stage, plan.num_stages):
-        if stage > point.stage or not point.in_stage:
-            _fit_stage(trainer, module, datamodule, stage, None)
+        _fit_stage(trainer, module, datamodule, stage, ckpt_path)
+        num_done = stage + 1
+    _evaluate(trainer, module, datamodule, num_done)
+    for stage in range(num_done, plan.num_stages):
+        _fit_stage(trainer, module, datamodule, stage, None)
         _evaluate(trainer, module, datamodule, stage + 1)
     if any(task.test for task in datamodule.tasks):
         trainer.test(module, datamodule=datamodule, verbose=False, weights_only=True)
@@ -124,8 +128,8 @@ def _fit_stage(
     stage: int,
     ckpt_path: str | Path | None,
 ) -> None:
-    datamodule.stage = max(stage, 0)  # a checkpoint may stem from before the first stage
-    trainer.fit_loop.max_epochs = datamodule.stage + 1
+    datamodule.stage = stage
+    trainer.fit_loop.max_epochs = stage + 1
     # Evaluation happens between the stages, not inside of fit.
     limit, trainer.limit_val_batches = trainer.limit_val_batches, 0
     try:
