@@ -64,7 +64,7 @@ class StageCheckpoint(Checkpoint):
         plan, stage = trainer.datamodule.plan, trainer.datamodule.stage
         at_end = trainer.global_step == plan.first_step(stage + 1)
         if trainer.global_step % self.every_n_steps == 0 and not at_end:
-            trainer.save_checkpoint(self._folder(trainer) / LAST)
+            trainer.save_checkpoint(self._folder(trainer) / LAST, weights_only=False)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write last.ckpt and the stage's own checkpoint."""
@@ -72,7 +72,7 @@ class StageCheckpoint(Checkpoint):
         if trainer.global_step != plan.first_step(stage + 1):
             return
         folder = self._folder(trainer)
-        trainer.save_checkpoint(folder / LAST)
+        trainer.save_checkpoint(folder / LAST, weights_only=False)
         if self.keep_stages and trainer.is_global_zero:
             kept = folder / f"stage-{stage + 1}-{plan.tasks[stage]}.ckpt"
             kept.unlink(missing_ok=True)

@@ -31,7 +31,7 @@ class RolloutText(L.Callback):
         batch_idx: int,
     ) -> None:
         """Write a table of rollouts."""
-        rollout: Rollout | None = getattr(pl_module, "last_rollout", None)
+        rollout: Rollout | None = pl_module.last_rollout
         if rollout is None or trainer.global_step % self.every_n_steps:
             return
         completions = pl_module.tokenizer.batch_decode(rollout.completions[: self.num_rows])

@@ -13,7 +13,7 @@ from sdft.head import VocabularyHead
 from sdft.models import load_model
 from sdft.rollout import SamplingSettings, sample
 from sdft.stages import StagePlan, mix_seed
-from sdft.types import EvaluationBatch
+from sdft.types import EvaluationBatch, Rollout
 
 
 class ContinualModule(L.LightningModule):
@@ -64,19 +64,18 @@ class ContinualModule(L.LightningModule):
         self.warmup_steps = warmup_steps
         self.greedy = SamplingSettings(max_completion_tokens, temperature=0.0)
         self.seed = seed
+        self.last_rollout: Rollout | None = None  # of the last training step, for callbacks
         self._accuracies: dict[str, MeanMetric] = {}
 
     @property
     def plan(self) -> StagePlan:
         """The sequence of tasks, as the data module lays it out."""
-        plan: StagePlan = self.trainer.datamodule.plan  # type: ignore[attr-defined]
-        return plan
+        return self.trainer.datamodule.plan
 
     @property
     def stage(self) -> int:
         """The stage in training, from 0."""
-        stage: int = self.trainer.datamodule.stage  # type: ignore[attr-defined]
-        return stage
+        return self.trainer.datamodule.stage
 
     def at_stage_start(self) -> bool:
         """Whether no optimizer step of the current stage has been taken yet."""

@@ -71,7 +71,6 @@ class SDFTModule(ContinualModule):
         )
         self.teacher = EMATeacher(self.student, teacher_rate)
         self.teacher_head = VocabularyHead.of(self.teacher.model)
-        self.last_rollout: Rollout | None = None
 
     def on_train_start(self) -> None:
         """A stage's teacher starts from the student; a resumed stage keeps its own."""
@@ -92,6 +91,7 @@ class SDFTModule(ContinualModule):
             tokens=positions.tokens,
             weights=reduction_weights(self.reduction, positions.rows, positions.num_sequences),
             divergence=self.divergence,
+            sequence_index=positions.rows,
         ).loss
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
