@@ -34,7 +34,9 @@ class SDFTModule(ContinualModule):
         num_loss_tokens_to_skip: First completion tokens without loss, so that the student does
             not pick up openings such as "Based on the text" (the paper: 3).
         teacher_rate: Share of the student the teacher takes over per optimizer step; 0 keeps
-            the teacher frozen at the stage's start.
+            the teacher frozen where it started.
+        reset_teacher: Start every stage's teacher from the student; off, it goes on across
+            stages, so that with a rate of 0 it stays the base model.
         temperature: Sampling temperature of the rollouts.
         top_p: Nucleus of the rollouts; 1 samples the student's own distribution.
         top_k: Rollout tokens come from the k most likely; 0 for all.
@@ -50,6 +52,7 @@ class SDFTModule(ContinualModule):
         reduction: str = "sequence_mean",
         num_loss_tokens_to_skip: int = 0,
         teacher_rate: float = 0.01,
+        reset_teacher: bool = True,
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
@@ -65,6 +68,7 @@ class SDFTModule(ContinualModule):
         require(reduction in REDUCTIONS, "reduction", reduction, " or ".join(REDUCTIONS))
         self.divergence = make_divergence(divergence)
         self.reduction = reduction
+        self.reset_teacher = reset_teacher
         self.num_loss_tokens_to_skip = num_loss_tokens_to_skip
         self.sampling = SamplingSettings(
             self.greedy.max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k
@@ -74,7 +78,7 @@ class SDFTModule(ContinualModule):
 
     def on_train_start(self) -> None:
         """A stage's teacher starts from the student; a resumed stage keeps its own."""
-        if self.at_stage_start():
+        if self.reset_teacher and self.at_stage_start():
             self.teacher.reset(self.student)
 
     def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:

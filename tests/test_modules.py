@@ -109,6 +109,15 @@ def test_teacher_starts_each_stage_from_the_student_and_then_follows_it(tmp_path
             assert not torch.equal(student, teacher)
 
 
+def test_without_a_reset_the_teacher_at_rate_zero_stays_the_base_model(tmp_path):
+    module = sdft(teacher_rate=0.0, reset_teacher=False)
+    base = [parameter.clone() for parameter in module.teacher.parameters()]
+    train(module, tmp_path)
+    for own, expected in zip(module.teacher.parameters(), base, strict=True):
+        assert torch.equal(own, expected)
+    assert not torch.equal(next(module.student.parameters()), base[0])
+
+
 def test_optimizer_and_schedule_start_anew_with_every_stage(tmp_path):
     rates = Recorder(
         "on_train_batch_start",
