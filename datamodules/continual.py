@@ -53,15 +53,13 @@ class ContinualDataModule(L.LightningDataModule):
         super().__init__()
         if tokenizer is None:
             raise ValueError("data.tokenizer is missing; pass the model's tokenizer")
-        for name, value in {
-            "batch_size": batch_size,
-            "epochs_per_stage": epochs_per_stage,
-            "eval_batch_size": eval_batch_size,
-            "max_prompt_tokens": max_prompt_tokens,
-            "examples_per_stage": 1 if examples_per_stage is None else examples_per_stage,
-        }.items():
-            if value < 1:
-                raise ValueError(f"data.{name} is {value}; it must be at least 1")
+        _require_positive(
+            batch_size=batch_size,
+            epochs_per_stage=epochs_per_stage,
+            eval_batch_size=eval_batch_size,
+            max_prompt_tokens=max_prompt_tokens,
+            examples_per_stage=1 if examples_per_stage is None else examples_per_stage,
+        )
         reader = RowTokenizer(
             tokenizer,
             TeacherTemplate.load(teacher_template),
@@ -160,6 +158,12 @@ class EvaluationLoader:
         """The batches, the last one maybe smaller."""
         for start in range(0, len(self._rows), self._batch_size):
             yield self._collate(self._rows[start : start + self._batch_size])
+
+
+def _require_positive(**options: int) -> None:
+    for name, value in options.items():
+        if value < 1:
+            raise ValueError(f"data.{name} is {value}; it must be at least 1")
 
 
 def _plan(

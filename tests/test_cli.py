@@ -67,7 +67,7 @@ def test_an_export_loads_with_plain_transformers(finished):
     assert AutoTokenizer.from_pretrained(export).chat_template is not None
 
 
-def test_the_saved_config_holds_every_option_and_runs_again(finished, tmp_path):
+def test_the_saved_config_holds_every_option(finished):
     folder = finished[0]
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     assert saved["model"]["init_args"]["divergence"] == "forward_kl"
