@@ -3,6 +3,10 @@
 import math
 
 import torch
+from torch import nn
+
+from sdft.head import VocabularyHead
+from sdft.objective import distillation_loss
 
 VARIANTS = (
     ("forward_kl", {}),
@@ -124,3 +128,56 @@ def reference_gradient(name, options, student, teacher, tokens):
     ones = torch.ones(len(tokens), dtype=student.dtype)
     scalar = surrogate(name, options, student, teacher, tokens, ones)
     return torch.autograd.grad(scalar, student)[0]
+
+
+ROWS, VOCABULARY, WIDTH, TEACHER_WIDTH = 11, 17, 6, 5
+SEQUENCES = torch.tensor([0, 0, 0, 0, 1, 1, 2, 4, 4, 4, 4])
+HEADS = ({}, {"multiplier": 0.5}, {"softcap": 1.5}, {"multiplier": 2.0, "softcap": 2.0})
+
+
+class Case:
+    """Random hidden states and heads of a student and a wider-spread teacher."""
+
+    def __init__(self, dtype=torch.float64, bias=True, seed=0, **scaling):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.hidden = torch.randn(ROWS, WIDTH, dtype=dtype, requires_grad=True)
+            self.teacher_hidden = torch.randn(ROWS, TEACHER_WIDTH, dtype=dtype) * 3
+            layer = nn.Linear(WIDTH, VOCABULARY, bias, dtype=dtype)
+            teacher_layer = nn.Linear(TEACHER_WIDTH, VOCABULARY, bias, dtype=dtype)
+            self.tokens = torch.randint(VOCABULARY, (ROWS,))
+            self.weights = torch.rand(ROWS, dtype=dtype)
+        self.head = VocabularyHead(layer, **scaling)
+        self.teacher_head = VocabularyHead(teacher_layer, **scaling)
+
+    def inputs(self):
+        return [self.hidden, *self.head.layer.parameters()]
+
+    def loss(self, divergence, **options):
+        arguments = {
+            "tokens": self.tokens,
+            "weights": self.weights,
+            "divergence": divergence,
+            "sequence_index": SEQUENCES,
+        }
+        return distillation_loss(
+            self.hidden,
+            self.head,
+            self.teacher_hidden,
+            self.teacher_head,
+            **(arguments | options),
+        )
+
+    def naive(self, name, options, temperature=1.0):
+        student = self.head.logits(self.hidden) / temperature
+        teacher = self.teacher_head.logits(self.teacher_hidden).detach() / temperature
+        return surrogate(name, options, student, teacher, self.tokens, self.weights, SEQUENCES)
+
+
+def gradients(loss, inputs):
+    return torch.autograd.grad(loss, inputs)
+
+
+def assert_all_close(found, expected, **tolerances):
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, **tolerances)
