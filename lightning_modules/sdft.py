@@ -67,6 +67,12 @@ class SDFTModule(ContinualModule):
         )
         require(reduction in REDUCTIONS, "reduction", reduction, " or ".join(REDUCTIONS))
         self.divergence = make_divergence(divergence)
+        require(
+            not (self.divergence.prefix_score and (num_loss_tokens_to_skip or temperature != 1.0)),
+            "divergence",
+            divergence,
+            "used with num_loss_tokens_to_skip 0 and temperature 1: its prefix score needs both",
+        )
         self.reduction = reduction
         self.reset_teacher = reset_teacher
         self.num_loss_tokens_to_skip = num_loss_tokens_to_skip

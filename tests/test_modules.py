@@ -209,6 +209,10 @@ def test_warmup_longer_than_the_stage_is_cut_to_it():
     ("options", "complaint"),
     [
         ({"teacher_rate": 2.0}, "teacher_rate is 2"),
+        (
+            {"divergence": "rao_blackwellised", "num_loss_tokens_to_skip": 3},
+            "model.divergence is rao_blackwellised",
+        ),
         ({"warmup_steps": -1}, "model.warmup_steps is -1"),
         ({"weight_decay": -0.1}, "model.weight_decay is -0.1"),
         ({"max_completion_tokens": 0}, "max_new_tokens is 0"),
