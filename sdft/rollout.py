@@ -16,15 +16,21 @@ fewer passes a rollout takes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sdft.decoding import Decoding
+from sdft.packing import can_pack, packed_linears
 from sdft.types import Rollout, TokenIds
+
+# Packing the weights costs about what it saves in this many steps, so a rollout that takes so
+# many is likely to gain from it.
+STEPS_BEFORE_PACKING = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +112,16 @@ def sample(
     decoding = Decoding(
         model, prompts, drafts or [[]] * len(prompts), settings.max_new_tokens, end_ids
     )
-    with torch.inference_mode(), evaluation_mode(model):
+    with torch.inference_mode(), evaluation_mode(model), ExitStack() as packing:
         logits = decoding.prefill()
-        while True:
+        for num_steps in count():
             decoding.append(*draw(logits, settings, generator))
             if not decoding.active:
-                return decoding.rollout()
+                break
+            if num_steps == STEPS_BEFORE_PACKING and can_pack(model):
+                packing.enter_context(packed_linears(model))
             logits = decoding.step()
+    return decoding.rollout()
 
 
 def draw(
