@@ -120,4 +120,5 @@ def tfidf_vectors(texts: Sequence[str]) -> Tensor:
         torch.tensor([rows, columns], dtype=torch.long).reshape(2, -1),
         torch.tensor(values, dtype=torch.float64),
         (len(texts), len(column)),
+        check_invariants=True,
     ).coalesce()

@@ -36,3 +36,9 @@ def test_no_position_at_all_gives_an_empty_tensor_with_a_graph(tiny):
     assert hidden.requires_grad
     assert len(positions) == 0
     assert positions.num_sequences == 2
+
+
+def test_each_completion_may_skip_a_number_of_its_own():
+    positions = LossPositions.of(COMPLETIONS, num_skipped=[1, 5, 0])
+    assert positions.tokens.tolist() == [21, 22, 24, 25, 26, 27, 0]
+    assert positions.rows.tolist() == [0, 0, 2, 2, 2, 2, 2]
