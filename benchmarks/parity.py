@@ -38,7 +38,7 @@ INSTALL = "python3.11 -m venv .venv-trl && .venv-trl/bin/pip install torch==2.13
 DIVERGENCES = ("forward_kl", "reverse_kl")
 COMPLETION_LENGTHS = (12, 2, 7, 5)
 NUM_SKIPPED = 3
-TEACHER_NOISE = 0.1  # share of each parameter's spread, so that the divergence is no rounding error
+TEACHER_NOISE = 0.5  # share of each parameter's spread, so that the divergence is no rounding error
 Batch = dict[str, list[list[int]]]
 
 
