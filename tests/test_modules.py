@@ -210,16 +210,30 @@ def test_warmup_longer_than_the_stage_is_cut_to_it():
     ("options", "complaint"),
     [
         ({"teacher_rate": 2.0}, "teacher_rate is 2"),
+        ({"divergence": "kl"}, "model.divergence is kl; it must be one of forward_kl"),
         (
-            {"divergence": "rao_blackwellised", "num_loss_tokens_to_skip": 3},
-            "model.divergence is rao_blackwellised",
+            {"divergence": "jsd", "divergence_options": {"alpha": 0.5}},
+            r"model\.divergence_options {'alpha': 0\.5}: divergence 'jsd' has no option 'alpha'; "
+            "its options: clip, beta",
+        ),
+        ({"divergence": "jsd", "divergence_options": {"beta": 2.0}}, "beta is 2.0; it must lie"),
+        (
+            {"divergence": "topk_student", "divergence_options": {"tail": "no"}},
+            "'tail' of divergence 'topk_student' is 'no'; it takes a bool",
+        ),
+        ({"distillation_temperature": 0.0}, "model.distillation_temperature is 0.0"),
+        (
+            {"divergence": "rao_blackwellised", "temperature": 0.7},
+            "model.divergence is rao_blackwellised; it must be used with temperature 1",
         ),
         (
-            {"divergence": "rao_blackwellised", "opening_phrases_to_skip": ["So"]},
-            "no opening_phrases_to_skip",
+            {"divergence": "rao_blackwellised", "top_p": 0.9},
+            "model.divergence is rao_blackwellised",
         ),
         ({"opening_phrases_to_skip": [" "]}, "opening phrase ' ' is empty"),
         ({"teacher_samples_every": -1}, "model.teacher_samples_every is -1"),
+        ({"importance_clip": 0.5}, "model.importance_clip is 0.5; it must be at least 1"),
+        ({"importance_clip": 2.0, "top_k": 5}, "model.importance_clip is 2.0"),
         ({"warmup_steps": -1}, "model.warmup_steps is -1"),
         ({"weight_decay": -0.1}, "model.weight_decay is -0.1"),
         ({"max_completion_tokens": 0}, "max_new_tokens is 0"),
