@@ -156,6 +156,8 @@ def test_examples_are_other_training_rows_of_the_task_and_the_same_in_every_run(
 
 
 def test_examples_count_towards_the_length_of_a_prompt(specs, tiny):
-    limit = max(map(len, teacher_texts(build(specs, tiny), tiny).values()))
+    batches = list(build(specs, tiny).train_dataloader())
+    limit = max(len(prompt) for batch in batches for prompt in batch.teacher_prompts)
+    build(specs, tiny, max_prompt_tokens=limit)
     with pytest.raises(ValueError, match="the teacher's prompt has"):
         build(specs, tiny, max_prompt_tokens=limit, num_demonstrations=2)
