@@ -128,6 +128,7 @@ class SDFTModule(ContinualModule):
             self.sampling,
             end_ids=self.end_ids,
             generator=self.rollout_generator(),
+            drafts=batch.demonstrations,
         )
         self._log_rollout(rollout, time.perf_counter() - start)
         self.last_rollout = rollout

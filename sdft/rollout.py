@@ -1,22 +1,36 @@
 """From prompts to completions: sampling from a causal language model (algorithm, step 2).
 
 The training weights are run in place: evaluation and inference mode, one prefill of the
-left-padded prompts, then one token at a time with a key-value cache; rows leave the batch as
-they end. All sampling noise comes from a generator of its own, so rollouts neither read nor
-disturb the global random state.
+left-padded prompts, then a key-value cache; rows leave the batch as they end. All sampling
+noise comes from a generator of its own, so rollouts neither read nor disturb the global random
+state.
+
+A draft, a guess of the completion, lets one forward pass read several tokens. At every drafted
+position a token is drawn from the model's own distribution; draws are kept up to and including
+the first that differs from the draft, because each of them was conditioned on exactly the tokens
+before it. The law of the completions is therefore the model's, whatever the draft. In
+self-distillation the demonstration is a natural draft: the better the student has learnt it, the
+fewer passes a rollout takes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
+from sdft.decoding import Decoding
+from sdft.packing import can_pack, packed_linears
 from sdft.types import Rollout, TokenIds
+
+# Packing the weights costs about what it saves in this many steps, so a rollout that takes so
+# many is likely to gain from it.
+STEPS_BEFORE_PACKING = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +86,7 @@ def sample(
     *,
     end_ids: frozenset[int],
     generator: torch.Generator | None = None,
+    drafts: Sequence[TokenIds] | None = None,
 ) -> Rollout:
     """Draw one completion per prompt.
 
@@ -81,6 +96,8 @@ def sample(
         settings: Length limit, temperature, top-p, top-k.
         end_ids: Tokens that end a completion; they are part of it.
         generator: Source of the sampling noise, on the model's device; not needed when greedy.
+        drafts: B guesses of the completions; they save forward passes and do not move the
+            distribution of the completions.
 
     Returns:
         B completions in the order of the prompts.
@@ -92,16 +109,19 @@ def sample(
         raise ValueError("sampling at a temperature above 0 needs a generator")
     if any(not prompt for prompt in prompts):
         raise ValueError(f"prompt {[bool(p) for p in prompts].index(False)} has no tokens")
-    decoding = _Decoding(prompts, model.device)
-    with torch.inference_mode(), evaluation_mode(model):
-        logits = decoding.prefill(model)
-        for _ in range(settings.max_new_tokens):
-            tokens, logprobs = draw(logits, settings, generator)
-            decoding.append(tokens, logprobs, end_ids)
-            if not decoding.active or decoding.longest == settings.max_new_tokens:
+    decoding = Decoding(
+        model, prompts, drafts or [[]] * len(prompts), settings.max_new_tokens, end_ids
+    )
+    with torch.inference_mode(), evaluation_mode(model), ExitStack() as packing:
+        logits = decoding.prefill()
+        for num_steps in count():
+            decoding.append(*draw(logits, settings, generator))
+            if not decoding.active:
                 break
-            logits = decoding.step(model)
-    return decoding.rollout(end_ids)
+            if num_steps == STEPS_BEFORE_PACKING and can_pack(model):
+                packing.enter_context(packed_linears(model))
+            logits = decoding.step()
+    return decoding.rollout()
 
 
 def draw(
@@ -139,79 +159,3 @@ def _truncate(logits: Tensor, settings: SamplingSettings) -> Tensor:
         banned = probabilities.cumsum(-1) - probabilities >= settings.top_p
         logits = logits.masked_fill(banned.scatter(1, order, banned), -torch.inf)
     return logits
-
-
-class _Decoding:
-    """The rows still being decoded, their cache, and what every row has produced."""
-
-    def __init__(self, prompts: Sequence[TokenIds], device: torch.device) -> None:
-        self._prompts = prompts
-        self._device = device
-        self._completions: list[TokenIds] = [[] for _ in prompts]
-        self._logprobs: list[list[float]] = [[] for _ in prompts]
-        self.active = list(range(len(prompts)))
-        self.longest = 0
-
-    def prefill(self, model: PreTrainedModel) -> Tensor:
-        """Read the prompts; (B, V) logits of the first completion token."""
-        width = max(map(len, self._prompts))
-        pads = [width - len(prompt) for prompt in self._prompts]
-        ids = torch.tensor(
-            [[0] * pad + list(prompt) for pad, prompt in zip(pads, self._prompts, strict=True)],
-            device=self._device,
-        )
-        pad = torch.tensor(pads, device=self._device)
-        columns = torch.arange(width, device=self._device)
-        self._mask = (columns >= pad[:, None]).long()
-        self._positions = (columns - pad[:, None]).clamp(min=0)
-        self._ragged = any(pads)
-        self._cache = DynamicCache(config=model.config)
-        return self._forward(model, ids)
-
-    def step(self, model: PreTrainedModel) -> Tensor:
-        """Read the last drawn token of every active row; (B_active, V) logits."""
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
-        self._positions = self._positions[:, -1:] + 1
-        return self._forward(model, self._last[:, None])
-
-    def _forward(self, model: PreTrainedModel, ids: Tensor) -> Tensor:
-        output = model(
-            input_ids=ids,
-            attention_mask=self._mask if self._ragged else None,
-            position_ids=self._positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        logits: Tensor = output.logits[:, -1]
-        return logits
-
-    def append(self, tokens: Tensor, logprobs: Tensor, end_ids: frozenset[int]) -> None:
-        """Record one drawn token per active row and drop the rows that ended."""
-        self.longest += 1
-        drawn = tokens.tolist()
-        for row, token, logprob in zip(self.active, drawn, logprobs.tolist(), strict=True):
-            self._completions[row].append(token)
-            self._logprobs[row].append(logprob)
-        keep = [index for index, token in enumerate(drawn) if token not in end_ids]
-        self._last = tokens
-        if len(keep) < len(drawn):
-            self._keep_rows(keep)
-
-    def _keep_rows(self, keep: list[int]) -> None:
-        self.active = [self.active[index] for index in keep]
-        if not keep:
-            return
-        rows = torch.tensor(keep, device=self._device)
-        self._last, self._mask, self._positions = (
-            tensor.index_select(0, rows) for tensor in (self._last, self._mask, self._positions)
-        )
-        self._cache.batch_select_indices(rows)
-
-    def rollout(self, end_ids: frozenset[int]) -> Rollout:
-        """What every row has produced."""
-        return Rollout(
-            completions=self._completions,
-            logprobs=self._logprobs,
-            ended=[completion[-1] in end_ids for completion in self._completions],
-        )

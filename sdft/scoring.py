@@ -1,7 +1,8 @@
 """What a model believes at completion positions (algorithm, step 3).
 
 Prompts and completions are laid out side by side, padded on the right, so that a causal model
-needs no attention mask: no real token ever sees padding. Only the hidden states that predict
+needs no attention mask: no real token ever sees padding. Sequences of very different lengths are
+read in several passes, so that little of the work is padding. Only the hidden states that predict
 loss-bearing tokens are gathered; projecting them to the vocabulary is the objective's business.
 """
 
@@ -12,8 +13,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from sdft.batching import TOKENS_PER_PASS, length_groups
 from sdft.head import final_hidden_states
 from sdft.types import TokenIds
 
@@ -80,12 +83,27 @@ def completion_hidden_states(
     sequences = [
         [*prompt, *completion[:-1]] for prompt, completion in zip(prompts, completions, strict=True)
     ]
-    width = max(map(len, sequences))
-    ids = torch.zeros(len(sequences), width, dtype=torch.long)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = torch.tensor(sequence)
     device = model.device
-    hidden = final_hidden_states(model, input_ids=ids.to(device))
     starts = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
     columns = starts[positions.rows] + positions.offsets
-    return hidden[positions.rows, columns]
+    gathered, places = [], []
+    for group in _groups(model, sequences):
+        hidden = final_hidden_states(model, input_ids=_padded(sequences, group).to(device))
+        place, row = (positions.rows[:, None] == torch.tensor(group, device=device)).nonzero().T
+        gathered.append(hidden[row, columns[place]])
+        places.append(place)
+    return torch.cat(gathered)[torch.cat(places).argsort()]
+
+
+def _groups(model: PreTrainedModel, sequences: Sequence[TokenIds]) -> list[list[int]]:
+    """Rows to read together; all of them where a pass is a collective that all ranks must join."""
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return [list(range(len(sequences)))]
+    price = TOKENS_PER_PASS.get(model.device.type, TOKENS_PER_PASS["cuda"])
+    return length_groups([len(sequence) for sequence in sequences], price)
+
+
+def _padded(sequences: Sequence[TokenIds], group: Sequence[int]) -> Tensor:
+    """(rows of the group, longest of them) token ids, padded on the right."""
+    width = max(len(sequences[row]) for row in group)
+    return torch.tensor([[*sequences[row], *[0] * (width - len(sequences[row]))] for row in group])

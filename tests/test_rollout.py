@@ -92,11 +92,56 @@ def test_rows_that_end_leave_without_disturbing_the_others(model):
     assert rollout.ended == [completion[-1] in end_ids for completion in expected]
 
 
-def test_logprobs_are_those_of_the_drawn_tokens(tiny):
+def drafts_of(completions, kind):
+    """Guesses of known completions: right, wrong, right with one token wrong, one missing, none."""
+    return {
+        "right": completions,
+        "wrong": [[39] * 20 for _ in completions],
+        "substituted": [[*c[:3], (c[3] + 1) % 40, *c[4:]] for c in completions],
+        "deleted": [[*c[:3], *c[4:]] for c in completions],
+        "of unequal lengths": [completions[0], [], completions[2][:4]],
+        "too long": [[*c, 1, 2, 3] for c in completions],
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind", ["right", "wrong", "substituted", "deleted", "of unequal lengths", "too long"]
+)
+def test_drafts_do_not_change_greedy_completions(model, kind):
+    settings = SamplingSettings(12, temperature=0)
+    free = sample(model, PROMPTS, settings, end_ids=frozenset()).completions
+    drafts = drafts_of(free, kind)
+    assert sample(model, PROMPTS, settings, end_ids=frozenset(), drafts=drafts).completions == free
+    end_ids = frozenset([free[0][2], free[2][5]])
+    expected = [by_full_forward(model, prompt, 12, end_ids) for prompt in PROMPTS]
+    assert sample(model, PROMPTS, settings, end_ids=end_ids, drafts=drafts).completions == expected
+
+
+def test_a_right_draft_saves_forward_passes(tiny):
+    settings = SamplingSettings(12, temperature=0)
+    expected = sample(tiny.model, PROMPTS, settings, end_ids=frozenset()).completions
+    passes = []
+    tiny.model.register_forward_hook(lambda *_: passes.append(1))
+    sample(tiny.model, PROMPTS, settings, end_ids=frozenset())
+    assert len(passes) == 12
+    passes.clear()
+    sample(tiny.model, PROMPTS, settings, end_ids=frozenset(), drafts=expected)
+    assert len(passes) == 1
+
+
+@pytest.mark.parametrize("drafts", [None, [[4, 5, 6]], [[7, 7]]])
+def test_logprobs_are_those_of_the_drawn_tokens(tiny, drafts):
     generator = torch.Generator().manual_seed(1)
     settings = SamplingSettings(8, temperature=0.7)
     prompts = [[4, 5, 6], [7, 8, 9, 10, 11]]
-    rollout = sample(tiny.model, prompts, settings, end_ids=frozenset(), generator=generator)
+    rollout = sample(
+        tiny.model,
+        prompts,
+        settings,
+        end_ids=frozenset(),
+        generator=generator,
+        drafts=drafts and drafts * 2,
+    )
     for prompt, completion, logprobs in zip(
         prompts, rollout.completions, rollout.logprobs, strict=True
     ):
@@ -107,19 +152,46 @@ def test_logprobs_are_those_of_the_drawn_tokens(tiny):
         torch.testing.assert_close(torch.tensor(logprobs).double(), expected, atol=1e-5, rtol=0)
 
 
-def test_samples_follow_the_models_distribution(tiny):
-    prompt, count = [4, 5, 6], 4000
-    generator = torch.Generator().manual_seed(0)
+@pytest.mark.parametrize("draft", [[], "likely", "unlikely"])
+def test_samples_follow_the_models_distribution(tiny, draft):
+    prompt, count, generator = [4, 5, 6], 4000, torch.Generator().manual_seed(0)
     with torch.no_grad():
-        tiny.model.get_output_embeddings().weight.mul_(4)
-        exact = tiny.model(torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
-    rollout = sample(
-        tiny.model, [prompt] * count, SamplingSettings(1), end_ids=frozenset(), generator=generator
-    )
-    counts = torch.bincount(torch.tensor(rollout.completions)[:, 0], minlength=len(exact)).double()
-    likely = exact * count >= 5
+        tiny.model.get_output_embeddings().weight.mul_(6)
+    exact = pair_probabilities(tiny.model, prompt)
+    if draft:
+        pair = exact.flatten().argmax() if draft == "likely" else exact.flatten().argmin()
+        draft = [pair.item() // len(exact), pair.item() % len(exact)]
+    completions = []
+    for _ in range(count // 16):  # few enough rows for every one to have its draft read
+        rollout = sample(
+            tiny.model,
+            [prompt] * 16,
+            SamplingSettings(2),
+            end_ids=frozenset(),
+            generator=generator,
+            drafts=[draft] * 16,
+        )
+        completions += rollout.completions
+    drawn = torch.tensor(completions) @ torch.tensor([len(exact), 1])
+    counts = torch.bincount(drawn, minlength=exact.numel()).double()
+    assert_counts_fit(counts, exact.flatten() * count)
+
+
+def pair_probabilities(model, prompt):
+    """(V, V) exact probabilities of the first two tokens, in float64."""
+    vocabulary = model.config.vocab_size
+    with torch.no_grad():
+        first = model(torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
+        continued = torch.tensor([[*prompt, token] for token in range(vocabulary)])
+        second = model(continued).logits[:, -1].double().softmax(-1)
+    return first[:, None] * second
+
+
+def assert_counts_fit(counts, expected):
+    """Chi-squared test at five standard deviations, rare outcomes pooled."""
+    likely = expected >= 5
     observed = torch.cat([counts[likely], counts[~likely].sum()[None]])
-    expected = torch.cat([exact[likely], exact[~likely].sum()[None]]) * count
+    expected = torch.cat([expected[likely], expected[~likely].sum()[None]])
     chi_squared = ((observed - expected) ** 2 / expected.clamp(min=1e-9)).sum()
     degrees = len(expected) - 1
     assert degrees > 5

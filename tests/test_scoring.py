@@ -36,3 +36,20 @@ def test_no_position_at_all_gives_an_empty_tensor_with_a_graph(tiny):
     assert hidden.requires_grad
     assert len(positions) == 0
     assert positions.num_sequences == 2
+
+
+def test_rows_of_very_different_lengths_are_read_apart_with_the_same_result(tiny):
+    prompts = [[5] * 150, [6, 7], [8] * 140, [9, 10, 11]]
+    completions = [[20, 21], [22, 23, 24], [25], [26, 27]]
+    positions = LossPositions.of(completions)
+    shapes = []
+    tiny.model.get_decoder().register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    hidden = completion_hidden_states(tiny.model, prompts, completions, positions)
+    assert shapes == [(2, 4), (2, 151)]
+    alone = [
+        completion_hidden_states(tiny.model, [prompt], [completion], LossPositions.of([completion]))
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    torch.testing.assert_close(hidden, torch.cat(alone), atol=1e-5, rtol=1e-5)

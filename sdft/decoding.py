@@ -1,0 +1,183 @@
+"""The rows of a rollout while they are decoded, several drafted tokens per forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from sdft.types import Rollout, TokenIds
+
+# Drafted tokens read per forward pass, over all rows. Up to about this many tokens, reading the
+# weights takes longer than computing with them, so that a wrong draft costs little.
+DRAFT_BUDGET = 64
+
+
+class Decoding:
+    """Rows that still grow, their cache, and what every row has produced.
+
+    A pass reads, for every active row, its last drawn token and a draft of what follows, padded
+    on the right to the longest. Columns of the cache that hold rejected drafts or padding are
+    masked, and dropped where no row needs them.
+
+    Args:
+        model: Causal language model.
+        prompts: B non-empty token-id lists.
+        drafts: B guesses of the completions, may be empty.
+        max_new_tokens: Longest completion.
+        end_ids: Tokens that end a completion.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[TokenIds],
+        drafts: Sequence[TokenIds],
+        max_new_tokens: int,
+        end_ids: frozenset[int],
+    ) -> None:
+        self._model = model
+        self._device = model.device
+        self._prompts = prompts
+        self._cache = DynamicCache(config=model.config)
+        self._drafts = drafts if _can_drop_columns(self._cache) else [[]] * len(prompts)
+        self._max_new_tokens = max_new_tokens
+        self._end_ids = end_ids
+        self._completions: list[list[int]] = [[] for _ in prompts]
+        self._logprobs: list[list[float]] = [[] for _ in prompts]
+        self._reach = [DRAFT_BUDGET] * len(prompts)  # how far a row's next draft may go
+        self.active = list(range(len(prompts)))
+
+    def prefill(self) -> Tensor:
+        """Read the prompts and the first drafts; (M, V) logits, see :meth:`append`."""
+        width = max(map(len, self._prompts))
+        pads = [width - len(prompt) for prompt in self._prompts]
+        self._propose()
+        ids = [
+            [0] * pad + [*prompt, *draft, *[0] * (self._num_drafted - len(draft))]
+            for pad, prompt, draft in zip(pads, self._prompts, self._proposed, strict=True)
+        ]
+        pad = self._tensor(pads)[:, None]
+        columns = torch.arange(width + self._num_drafted, device=self._device)
+        self._mask = columns >= pad
+        return self._forward(self._tensor(ids), (columns - pad).clamp(min=0))
+
+    def step(self) -> Tensor:
+        """Read each active row's last token and its draft; (M, V) logits."""
+        self._propose()
+        ids = [
+            [self._completions[row][-1], *draft, *[0] * (self._num_drafted - len(draft))]
+            for row, draft in zip(self.active, self._proposed, strict=True)
+        ]
+        read = [len(self._prompts[row]) + len(self._completions[row]) - 1 for row in self.active]
+        positions = self._tensor(read)[:, None] + torch.arange(len(ids[0]), device=self._device)
+        self._mask = torch.cat([self._mask, self._mask.new_ones(positions.shape)], dim=1)
+        return self._forward(self._tensor(ids), positions)
+
+    def append(self, tokens: Tensor, logprobs: Tensor) -> None:
+        """Keep each row's draws up to the first that differs from its draft.
+
+        Args:
+            tokens: (M,) one draw per logit row that :meth:`prefill` or :meth:`step` returned:
+                for every active row, one after its last token and one after each drafted token.
+            logprobs: (M,) their log-probabilities.
+        """
+        draws = list(zip(tokens.tolist(), logprobs.tolist(), strict=True))
+        start, kept = 0, []
+        for row, draft in zip(self.active, self._proposed, strict=True):
+            kept.append(self._extend(row, draft, draws[start : start + len(draft) + 1]))
+            start += len(draft) + 1
+        self._forget_rejected(kept)
+        self._drop_ended()
+
+    def rollout(self) -> Rollout:
+        """What every row has produced."""
+        return Rollout(
+            completions=self._completions,
+            logprobs=self._logprobs,
+            ended=[completion[-1] in self._end_ids for completion in self._completions],
+        )
+
+    def _extend(self, row: int, draft: TokenIds, draws: list[tuple[int, float]]) -> int:
+        """Take a row's draws while they agree with its draft; the number of drafts confirmed."""
+        for confirmed, (token, logprob) in enumerate(draws):
+            self._completions[row].append(token)
+            self._logprobs[row].append(logprob)
+            agrees = confirmed < len(draft) and token == draft[confirmed]
+            if not agrees or token in self._end_ids:
+                break
+        # A draft that held is trusted twice as far, one that failed little further than it held.
+        self._reach[row] = 2 * confirmed + 1
+        return confirmed
+
+    def _propose(self) -> None:
+        """Choose the next draft of every active row."""
+        share = DRAFT_BUDGET // len(self.active)
+        self._proposed = [
+            self._continuation(row)[: min(share, self._reach[row], self._room(row) - 1)]
+            for row in self.active
+        ]
+        self._num_drafted = max(map(len, self._proposed))
+
+    def _room(self, row: int) -> int:
+        return self._max_new_tokens - len(self._completions[row])
+
+    def _continuation(self, row: int) -> TokenIds:
+        """The rest of a row's draft, behind where its last token stands in the draft.
+
+        Of several places the nearest counts; without any, the token is taken as a substitution.
+        """
+        draft, completion = self._drafts[row], self._completions[row]
+        if not completion:
+            return draft
+        here = len(completion) - 1
+        places = [place for place, token in enumerate(draft) if token == completion[-1]]
+        return draft[min(places, key=lambda place: abs(place - here), default=here) + 1 :]
+
+    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        output = self._model(
+            input_ids=ids,
+            attention_mask=None if self._mask.all() else self._mask.long(),
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=self._num_drafted + 1,
+        )
+        lengths = self._tensor([len(draft) for draft in self._proposed])
+        asked = torch.arange(self._num_drafted + 1, device=self._device) <= lengths[:, None]
+        logits: Tensor = output.logits[asked]
+        return logits
+
+    def _forget_rejected(self, confirmed: list[int]) -> None:
+        """Mask the drafted columns that were not confirmed; drop those no row needs."""
+        if not self._num_drafted:
+            return
+        columns = torch.arange(self._num_drafted, device=self._device)
+        self._mask[:, -self._num_drafted :] = columns < self._tensor(confirmed)[:, None]
+        surplus = self._num_drafted - max(confirmed)
+        if surplus:
+            self._cache.crop(-surplus)
+            self._mask = self._mask[:, :-surplus]
+
+    def _drop_ended(self) -> None:
+        keep = [
+            index
+            for index, row in enumerate(self.active)
+            if self._completions[row][-1] not in self._end_ids and self._room(row)
+        ]
+        if 0 < len(keep) < len(self.active):
+            rows = self._tensor(keep)
+            self._mask = self._mask.index_select(0, rows)
+            self._cache.batch_select_indices(rows)
+        self.active = [self.active[index] for index in keep]
+
+    def _tensor(self, values: list[int] | list[list[int]]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self._device)
+
+
+def _can_drop_columns(cache: DynamicCache) -> bool:
+    """Whether every layer keeps all columns: a sliding window slides over rejected ones too."""
+    return all(isinstance(layer, DynamicLayer) and not layer.is_sliding for layer in cache.layers)
