@@ -60,7 +60,8 @@ class Openings:
 
         The longest phrase, and a few more for white space and the end of its last word.
         """
-        return 4 + max(len(self._tokenizer(phrase)["input_ids"]) for phrase in self.phrases)
+        encode = self._tokenizer.encode
+        return 4 + max(len(encode(phrase, add_special_tokens=False)) for phrase in self.phrases)
 
     def num_tokens(self, completions: Sequence[TokenIds]) -> list[int]:
         """First tokens of each completion up to the end of its phrase; 0 where it has none.

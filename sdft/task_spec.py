@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sdft.generated import GENERATORS, SPLITS, Split
 from sdft.hub import check_columns
+from sdft.prompting import TEACHER_CONTEXTS
 from sdft.scorers import get_scorer
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
@@ -109,6 +110,11 @@ class TaskSpec:
             number = self.num_rows(split)
             if number is not None and number < 1:
                 raise ValueError(f"task {self.name!r}: num_{split} is {number}; use 1 or more")
+        if self.teacher_context not in (None, *TEACHER_CONTEXTS):
+            raise ValueError(
+                f"task {self.name!r}: teacher_context is {self.teacher_context!r:.80}; "
+                f"use one of {', '.join(TEACHER_CONTEXTS)}"
+            )
         if self.columns is not None:
             check_columns(self.columns, self.name)
         self._check_splits()

@@ -161,3 +161,8 @@ def test_examples_count_towards_the_length_of_a_prompt(specs, tiny):
     build(specs, tiny, max_prompt_tokens=limit)
     with pytest.raises(ValueError, match="the teacher's prompt has"):
         build(specs, tiny, max_prompt_tokens=limit, num_demonstrations=2)
+
+
+def test_a_task_that_chooses_something_unknown_is_named(tmp_path):
+    with pytest.raises(ValueError, match="task 'one': teacher_context is 'all'"):
+        replace(write_task(tmp_path, "one"), teacher_context="all")
