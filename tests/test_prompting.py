@@ -131,7 +131,7 @@ MARKUP = ("{{", "}}", "{% endcall %}", "{#", "<|im_end|>", "<|im_start|>user", "
 VALUES = st.lists(st.sampled_from(MARKUP) | st.text(max_size=5), min_size=1).map("".join)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=50, database=None)
 @given(st.lists(VALUES.filter(str.strip), min_size=6, max_size=6))
 def test_braces_jinja_and_chat_markup_are_plain_text_of_a_turn(values):
     def row(name, question, demonstration, context):
