@@ -151,7 +151,11 @@ def _evaluate(
 def _check_trainer(trainer: L.Trainer) -> None:
     expected = {
         "max_steps": (trainer.max_steps, -1, "data.examples_per_stage"),
-        "accumulate_grad_batches": (trainer.accumulate_grad_batches, 1, "data.batch_size"),
+        "accumulate_grad_batches": (
+            trainer.accumulate_grad_batches,
+            1,
+            "data.batch_size, with model.micro_batch_size for memory,",
+        ),
         "limit_train_batches": (trainer.limit_train_batches, 1.0, "data.examples_per_stage"),
     }
     for name, (value, default, instead) in expected.items():

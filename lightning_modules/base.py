@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
 from torchmetrics import MeanMetric
+from transformers import PreTrainedModel
 
 from sdft.head import VocabularyHead
+from sdft.lora import LoRA, backbone_state, digest, trained_parameters
+from sdft.micro_batches import hidden_states_in_parts
 from sdft.models import load_model
 from sdft.rollout import SamplingSettings, sample
+from sdft.scoring import LossPositions
 from sdft.stages import StagePlan, mix_seed
-from sdft.types import EvaluationBatch, Rollout
+from sdft.types import EvaluationBatch, Rollout, TokenIds
 
 
 class ContinualModule(L.LightningModule):
@@ -29,6 +37,11 @@ class ContinualModule(L.LightningModule):
         weight_decay: AdamW's decoupled weight decay.
         warmup_steps: Optimizer steps of linear warm-up at the start of every stage.
         max_completion_tokens: Longest completion in rollouts and in evaluation.
+        lora: Train low-rank adapters on a frozen backbone; null trains all weights.
+        micro_batch_size: Rows scored and differentiated at a time, for memory; null for the whole
+            batch. Loss and gradient do not depend on it; smaller parts take longer.
+        activation_checkpointing: Recompute the student's activations, layer by layer, in the
+            backward pass instead of keeping them: less memory, more time, the same gradient.
         revision: Commit, tag or branch of a hub model.
         trust_remote_code: Run Python code that the model's repository ships; off unless you
             trust it.
@@ -45,6 +58,9 @@ class ContinualModule(L.LightningModule):
         weight_decay: float = 0.0,
         warmup_steps: int = 10,
         max_completion_tokens: int = 1024,
+        lora: LoRA | None = None,
+        micro_batch_size: int | None = None,
+        activation_checkpointing: bool = False,
         revision: str | None = None,
         trust_remote_code: bool = False,
         seed: int = 0,
@@ -53,12 +69,19 @@ class ContinualModule(L.LightningModule):
         require(learning_rate > 0, "learning_rate", learning_rate, "above 0")
         require(weight_decay >= 0, "weight_decay", weight_decay, "0 or more")
         require(warmup_steps >= 0, "warmup_steps", warmup_steps, "0 or more")
-        loaded = load_model(pretrained, revision=revision, trust_remote_code=trust_remote_code)
+        whole = micro_batch_size is None
+        require(whole or micro_batch_size >= 1, "micro_batch_size", micro_batch_size, "1 or more")
+        source = {"revision": revision, "trust_remote_code": trust_remote_code}
+        loaded = load_model(pretrained, **source, lora=lora, seed=seed)
+        if activation_checkpointing:  # takes effect in training mode alone, never in rollouts
+            loaded.model.activation_checkpointing_enable({"use_reentrant": False})
         self.student = loaded.model.train()
         self.student_head = VocabularyHead.of(self.student)
         self.tokenizer = loaded.tokenizer
         self.end_ids = loaded.end_ids
         self.model_name = pretrained
+        self.lora = lora
+        self.micro_batch_size = micro_batch_size
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
@@ -84,7 +107,7 @@ class ContinualModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """A fresh AdamW and cosine schedule for the current stage."""
         optimizer = torch.optim.AdamW(
-            [parameter for parameter in self.student.parameters() if parameter.requires_grad],
+            trained_parameters(self.student),
             lr=self.learning_rate,
             weight_decay=self.weight_decay,
             fused=True,
@@ -95,6 +118,54 @@ class ContinualModule(L.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "learning_rate"},
         }
+
+    def hidden_states(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[TokenIds],
+        completions: Sequence[TokenIds],
+        positions: LossPositions,
+    ) -> Tensor:
+        """(N, D) hidden states that predict the loss-bearing tokens, in micro-batches."""
+        return hidden_states_in_parts(model, prompts, completions, positions, self.micro_batch_size)
+
+    def fixed_settings(self) -> dict[str, str]:
+        """What a resumed run must share with its checkpoint, by the option's name."""
+        if self.lora is None:
+            return {"lora": "null"}
+        return {"lora": str(self.lora), "pretrained": f"of weights {self._backbone_digest}"}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave a frozen backbone out; keep what tells that a resumed run has the same one."""
+        checkpoint["fixed_settings"] = self.fixed_settings()
+        for name in self._backbone():
+            del checkpoint["state_dict"][name]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse another run's checkpoint; put the frozen backbone back in.
+
+        Raises:
+            ValueError: Teacher, adapters or the backbone's weights are not the checkpoint's.
+        """
+        held = checkpoint.get("fixed_settings", {})
+        for name, asked in self.fixed_settings().items():
+            if held.get(name) != asked:
+                raise ValueError(
+                    f"the checkpoint was made with model.{name} {held.get(name)}, this "
+                    f"configuration has {asked}: set model.{name} to what the checkpoint has, or "
+                    "start a new run without --ckpt_path"
+                )
+        checkpoint["state_dict"].update(self._backbone())
+
+    def _backbone(self) -> dict[str, Tensor]:
+        """Weights that a checkpoint leaves out, by their names in it."""
+        if self.lora is None:
+            return {}
+        return {f"student.{name}": each for name, each in backbone_state(self.student).items()}
+
+    @cached_property
+    def _backbone_digest(self) -> str:
+        return digest(self._backbone())
 
     def rollout_generator(self) -> torch.Generator:
         """The sampling noise of this optimizer step: a function of the counters alone."""

@@ -9,21 +9,20 @@ import torch
 from torch import Tensor
 
 from lightning_modules.base import ContinualModule, require
-from sdft.head import VocabularyHead
 from sdft.losses import REDUCTIONS, make_divergence, reduction_weights
 from sdft.objective import distillation_loss
 from sdft.rollout import SamplingSettings, sample
-from sdft.scoring import LossPositions, completion_hidden_states
-from sdft.teacher import EMATeacher
+from sdft.scoring import LossPositions
+from sdft.teacher import make_teacher
 from sdft.types import DemonstrationBatch, Rollout
 
 
 class SDFTModule(ContinualModule):
     """Self-Distillation Fine-Tuning.
 
-    Per optimizer step: the student samples a completion per prompt; the teacher, a slow copy of
-    the student, reads the same prompt with the demonstration in context and scores the
-    student's tokens; the loss is the divergence between the two next-token distributions at
+    Per optimizer step: the student samples a completion per prompt; the teacher, by default a
+    slow copy of the student, reads the same prompt with the demonstration in context and scores
+    the student's tokens; the loss is the divergence between the two next-token distributions at
     every completion token; the teacher follows the student.
 
     Args:
@@ -33,10 +32,13 @@ class SDFTModule(ContinualModule):
             completions; the paper's code) or token_mean (all completion tokens of the batch).
         num_loss_tokens_to_skip: First completion tokens without loss, so that the student does
             not pick up openings such as "Based on the text" (the paper: 3).
-        teacher_rate: Share of the student the teacher takes over per optimizer step; 0 keeps
-            the teacher frozen where it started.
-        reset_teacher: Start every stage's teacher from the student; off, it goes on across
-            stages, so that with a rate of 0 it stays the base model.
+        teacher: Whose weights teach: ema, an average that follows the student (the paper's
+            choice); stage_start, the student as the stage began; base, the model before any
+            training; student, the live student.
+        teacher_rate: For ema: share of the student taken over per update; null for 0.01.
+        teacher_update_every: For ema: optimizer steps between two updates; null for 1.
+        reset_teacher: For ema: start every stage's average from the student; off, it goes on
+            across stages; null for on, the paper's choice.
         temperature: Sampling temperature of the rollouts.
         top_p: Nucleus of the rollouts; 1 samples the student's own distribution.
         top_k: Rollout tokens come from the k most likely; 0 for all.
@@ -51,8 +53,10 @@ class SDFTModule(ContinualModule):
         divergence: str = "forward_kl",
         reduction: str = "sequence_mean",
         num_loss_tokens_to_skip: int = 0,
-        teacher_rate: float = 0.01,
-        reset_teacher: bool = True,
+        teacher: str = "ema",
+        teacher_rate: float | None = None,
+        teacher_update_every: int | None = None,
+        reset_teacher: bool | None = None,
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
@@ -74,18 +78,27 @@ class SDFTModule(ContinualModule):
             "used with num_loss_tokens_to_skip 0 and temperature 1: its prefix score needs both",
         )
         self.reduction = reduction
-        self.reset_teacher = reset_teacher
         self.num_loss_tokens_to_skip = num_loss_tokens_to_skip
         self.sampling = SamplingSettings(
             self.greedy.max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k
         )
-        self.teacher = EMATeacher(self.student, teacher_rate)
-        self.teacher_head = VocabularyHead.of(self.teacher.model)
+        self.teacher = make_teacher(
+            self.student,
+            teacher,
+            teacher_rate=teacher_rate,
+            teacher_update_every=teacher_update_every,
+            reset_teacher=reset_teacher,
+        )
+        self.teacher_head = self.teacher.head(self.student_head)
 
     def on_train_start(self) -> None:
         """A stage's teacher starts from the student; a resumed stage keeps its own."""
-        if self.reset_teacher and self.at_stage_start():
-            self.teacher.reset(self.student)
+        if self.at_stage_start():
+            self.teacher.start_stage(self.student)
+
+    def fixed_settings(self) -> dict[str, str]:
+        """What a resumed run must share with its checkpoint, by the option's name."""
+        return {"teacher": self.teacher.kind, **super().fixed_settings()}
 
     def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
         """The paper's algorithm box."""
@@ -126,22 +139,21 @@ class SDFTModule(ContinualModule):
         self, batch: DemonstrationBatch, rollout: Rollout, positions: LossPositions
     ) -> Tensor:
         """(N, D) hidden states of the teacher, the demonstration in its context."""
-        return completion_hidden_states(
-            self.teacher.model, batch.teacher_prompts, rollout.completions, positions
-        )
+        with self.teacher.scoring(self.student) as model:
+            return self.hidden_states(model, batch.teacher_prompts, rollout.completions, positions)
 
     def score_student(
         self, batch: DemonstrationBatch, rollout: Rollout, positions: LossPositions
     ) -> Tensor:
         """(N, D) hidden states of the student, with gradient."""
-        return completion_hidden_states(
+        return self.hidden_states(
             self.student, batch.student_prompts, rollout.completions, positions
         )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step the student, then let the teacher follow, once per optimizer step."""
+        """Step the student, then let the teacher follow."""
         super().optimizer_step(*args, **kwargs)
-        self.teacher.update(self.student)
+        self.teacher.follow(self.student, self.trainer.global_step + 1)
 
     def _log_rollout(self, rollout: Rollout, seconds: float) -> None:
         rows = len(rollout.completions)

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_modules.base import ContinualModule, require
 from sdft.losses import REDUCTIONS, reduction_weights
 from sdft.objective import cross_entropy_loss
-from sdft.scoring import LossPositions, completion_hidden_states
+from sdft.scoring import LossPositions
 from sdft.types import DemonstrationBatch
 
 
@@ -32,7 +32,7 @@ class SFTModule(ContinualModule):
     def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
         """Cross-entropy of the demonstrations given the prompts."""
         positions = LossPositions.of(batch.demonstrations, device=self.device)
-        hidden = completion_hidden_states(
+        hidden = self.hidden_states(
             self.student, batch.student_prompts, batch.demonstrations, positions
         )
         loss = cross_entropy_loss(

@@ -1,7 +1,8 @@
 """Loading a chat model and its tokenizer: from a hub, a directory, a GGUF file, or a package.
 
-Weights are fp32 master weights whatever the source holds. A GGUF file is converted once into a
-safetensors directory in a cache and loaded from there afterwards.
+Weights are fp32 master weights whatever the source holds; only a frozen backbone may be smaller. A
+GGUF file is converted once into a safetensors directory in a cache and loaded from there
+afterwards.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from sdft.lora import BACKBONE_DTYPES, LoRA, add_adapters, merged
 from sdft.tiny import write_tiny_model
 
 # name -> (Python package, GGUF file inside it); taken from the registry without dependencies.
@@ -49,20 +51,28 @@ class LoadedModel:
 
 
 def load_model(
-    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+    name: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    lora: LoRA | None = None,
+    seed: int = 0,
 ) -> LoadedModel:
-    """Load a causal chat model with fp32 weights.
+    """Load a causal chat model, with fp32 weights or with fp32 adapters on a frozen backbone.
 
     Args:
         name: A packaged model's name, tiny-random, a local transformers directory, a ``.gguf``
             file, or a hub id such as ``Qwen/Qwen2.5-0.5B-Instruct``.
         revision: Commit, tag or branch of a hub model.
         trust_remote_code: Run Python code that the model's repository ships.
+        lora: Adapters to put into it; None for none.
+        seed: Seed of the adapters' start.
 
     Raises:
         ValueError: The name leads nowhere, or the model has no chat template or end token.
     """
     source = _resolve(name)
+    dtype = torch.float32 if lora is None else BACKBONE_DTYPES[lora.backbone_dtype]
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=trust_remote_code
@@ -71,7 +81,7 @@ def load_model(
             source,
             revision=revision,
             trust_remote_code=trust_remote_code,
-            dtype=torch.float32,
+            dtype=dtype,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
@@ -79,6 +89,8 @@ def load_model(
             f"({', '.join(PACKAGED_MODELS)}), a transformers directory, a .gguf file, or a hub id"
         ) from error
     check_tokenizer(tokenizer, name)
+    if lora is not None:
+        add_adapters(model, lora, seed)
     return LoadedModel(model, tokenizer, end_token_ids(model, tokenizer))
 
 
@@ -108,9 +120,12 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write a plain transformers directory (safetensors), all of it or nothing."""
+    """Write a plain transformers directory (safetensors), all of it or nothing.
+
+    Adapters are folded into the weights.
+    """
     with staged_directory(directory) as staging:
-        model.save_pretrained(staging)
+        merged(model).save_pretrained(staging)
         tokenizer.save_pretrained(staging)
 
 

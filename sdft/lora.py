@@ -1,0 +1,129 @@
+"""Low-rank adapters on a frozen backbone (LoRA), through peft.
+
+The adapters are put inside of the transformers model, so that it stays what it was to everything
+that samples from it, scores with it or saves it. There is one copy of the backbone, whoever reads
+it: student and teacher differ in their adapters alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+BACKBONE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class LoRA:
+    """Train low-rank adapters instead of the weights.
+
+    An adapted layer computes W x + (alpha / r) · B A x, with A (r, in) and B (out, r) trained in
+    float32; B starts at zero, so that training starts at the model as it is.
+
+    Args:
+        r: Rank of the adapters.
+        alpha: The adapters' product is multiplied by alpha / r.
+        dropout: Dropout of the adapters' input while the student is scored.
+        target_modules: Names of the layers to adapt, or all-linear: every linear layer but the
+            output head.
+        backbone_dtype: What the frozen backbone is held in: float32 or bfloat16.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    r: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+    backbone_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        dtypes = " or ".join(BACKBONE_DTYPES)
+        checks = {
+            "r": (self.r >= 1, "at least 1"),
+            "alpha": (self.alpha > 0, "above 0"),
+            "dropout": (0 <= self.dropout < 1, "in [0, 1)"),
+            "backbone_dtype": (self.backbone_dtype in BACKBONE_DTYPES, dtypes),
+        }
+        for name, (holds, expected) in checks.items():
+            if not holds:
+                raise ValueError(f"lora.{name} is {getattr(self, name)}; it must be {expected}")
+
+
+def add_adapters(model: PreTrainedModel, lora: LoRA, seed: int) -> None:
+    """Freeze the model and put adapters into it; their start is a function of the seed."""
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model)
+    for parameter in trained_parameters(model):
+        parameter.data = parameter.data.float()
+
+
+def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """What training changes: the adapters where there are some, else every weight."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Run a block with the backbone alone."""
+    layers = [layer for _, layer in _adapted_layers(model)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """A plain float32 model with the adapters folded into the weights.
+
+    The model given is left as it is; one without adapters is returned itself.
+    """
+    if not _adapted_layers(model):
+        return model
+    plain = copy.deepcopy(model).float()
+    for name, layer in _adapted_layers(plain):
+        layer.merge()
+        plain.set_submodule(name, layer.get_base_layer())
+    return plain
+
+
+def backbone_state(model: nn.Module) -> dict[str, Tensor]:
+    """The frozen entries of an adapted model's state dict."""
+    state = model.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in state.items() if not tensor.requires_grad}
+
+
+def digest(tensors: dict[str, Tensor]) -> str:
+    """A short hexadecimal digest of named tensors: their names, types and every byte."""
+    found = hashlib.sha256()
+    for name, tensor in tensors.items():
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()[:16]
+
+
+def _adapted_layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:
+    return [
+        (name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)
+    ]
