@@ -23,6 +23,8 @@ from sdft.scoring import LossPositions
 from sdft.stages import StagePlan, mix_seed
 from sdft.types import EvaluationBatch, Rollout, TokenIds
 
+DROPOUT = 1  # tells the seed of dropout from that of the rollouts
+
 
 class ContinualModule(L.LightningModule):
     """A language model that learns tasks one after another.
@@ -166,6 +168,11 @@ class ContinualModule(L.LightningModule):
     @cached_property
     def _backbone_digest(self) -> str:
         return digest(self._backbone())
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Make dropout's noise, as the rollouts', a function of the counters alone."""
+        parts = (self.trainer.global_step, self.trainer.global_rank, DROPOUT)
+        torch.manual_seed(mix_seed(self.seed, *parts))
 
     def rollout_generator(self) -> torch.Generator:
         """The sampling noise of this optimizer step: a function of the counters alone."""

@@ -45,7 +45,7 @@ class Referenced(SDFTModule):
         return logits.double().log_softmax(-1)
 
 
-def train(module, folder, *callbacks, num_train=(6, 4), **options):
+def train(module, folder, *callbacks, num_train=(6, 4), ckpt_path=None, **options):
     """Two short tasks in sequence."""
     specs = [
         write_task(folder, name, num_train=count, num_test=1)
@@ -64,14 +64,19 @@ def train(module, folder, *callbacks, num_train=(6, 4), **options):
         default_root_dir=folder,
         callbacks=list(callbacks),
     )
-    fit_sequence(trainer, module, data)
+    fit_sequence(trainer, module, data, ckpt_path)
     return trainer
 
 
 def sdft(kind=SDFTModule, **options):
     return kind(
-        pretrained="tiny-random",
-        **{"learning_rate": 1e-2, "warmup_steps": 0, "max_completion_tokens": 6, **options},
+        **{
+            "pretrained": "tiny-random",
+            "learning_rate": 1e-2,
+            "warmup_steps": 0,
+            "max_completion_tokens": 6,
+            **options,
+        }
     )
 
 
@@ -112,8 +117,8 @@ def test_teacher_starts_each_stage_from_the_student_and_then_follows_it(tmp_path
             assert not torch.equal(student, teacher)
 
 
-def test_without_a_reset_the_teacher_at_rate_zero_stays_the_base_model(tmp_path):
-    module = sdft(teacher_rate=0.0, reset_teacher=False)
+def test_the_base_teacher_stays_the_base_model(tmp_path):
+    module = sdft(teacher="base")
     base = [parameter.clone() for parameter in module.teacher.parameters()]
     train(module, tmp_path)
     for own, expected in zip(module.teacher.parameters(), base, strict=True):
@@ -209,6 +214,8 @@ def test_warmup_longer_than_the_stage_is_cut_to_it():
     ("options", "complaint"),
     [
         ({"teacher_rate": 2.0}, "teacher_rate is 2"),
+        ({"teacher": "base", "teacher_rate": 0.1}, "teacher_rate is 0.1, but the teacher is base"),
+        ({"micro_batch_size": 0}, "model.micro_batch_size is 0"),
         (
             {"divergence": "rao_blackwellised", "num_loss_tokens_to_skip": 3},
             "model.divergence is rao_blackwellised",

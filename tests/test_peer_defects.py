@@ -1,0 +1,114 @@
+"""What other implementations were found to get wrong, each as a claim that holds here."""
+
+import shutil
+
+import lightning as L
+import pytest
+import torch
+
+from lightning_modules import SFTModule
+from sdft.lora import LoRA
+from sdft.models import load_model, save_model
+from tests.test_modules import Recorder, sdft, train
+
+
+class SaveAt(L.Callback):
+    """Writes a checkpoint after a step."""
+
+    def __init__(self, step, path):
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path, weights_only=False)
+
+
+def losses():
+    return Recorder(
+        "on_train_batch_end", lambda trainer, module: trainer.callback_metrics["train/loss"].item()
+    )
+
+
+def assert_resumes_exactly(folder, step, **options):
+    """Train with a checkpoint at a step, go on from it, compare every bit; return its content."""
+    whole, again, path = sdft(**options), sdft(**options), folder / "at.ckpt"
+    recorded, resumed = losses(), losses()
+    train(whole, folder, SaveAt(step, path), recorded)
+    train(again, folder, resumed, ckpt_path=path)
+    assert resumed.seen == recorded.seen[step:]
+    for name, expected in whole.state_dict().items():
+        assert torch.equal(again.state_dict()[name], expected), name
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_the_averaged_teacher_is_in_the_checkpoint_and_a_resumed_run_has_the_same_losses(
+    reset, tmp_path
+):
+    state = assert_resumes_exactly(
+        tmp_path, 4, teacher_rate=0.25, teacher_update_every=2, reset_teacher=reset
+    )["state_dict"]
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(state[f"teacher.model.{name}"], state[f"student.{name}"])
+
+
+@pytest.mark.parametrize("teacher", ["ema", "stage_start", "base", "student"])
+def test_a_run_with_adapters_resumes_exactly_and_its_checkpoint_holds_no_backbone(
+    teacher, tmp_path
+):
+    lora = LoRA(r=2, dropout=0.2, backbone_dtype="bfloat16")
+    checkpoint = assert_resumes_exactly(tmp_path, 2, teacher=teacher, lora=lora)
+    names = checkpoint["state_dict"].keys()
+    assert all("lora_" in name or name.startswith("teacher.adapters.") for name in names)
+    copied = teacher in ("ema", "stage_start")
+    assert len(names) == 28 * (2 if copied else 1)  # A and B of 14 layers
+    numbers = sum(each.numel() for each in checkpoint["state_dict"].values())
+    assert numbers < 0.5 * sum(each.numel() for each in sdft().student.parameters())
+
+
+def test_a_later_stages_teacher_is_the_student_in_memory_and_nothing_is_reloaded(tiny, tmp_path):
+    source = tmp_path / "model"
+    save_model(tiny.model, tiny.tokenizer, source)
+    for teacher in ("ema", "stage_start", "base"):
+        module = sdft(pretrained=str(source), teacher=teacher)
+        shutil.move(source, tmp_path / "away")  # a reload would fail
+        weights = Recorder(
+            "on_train_batch_start",
+            lambda trainer, module: (
+                module.student.model.norm.weight.clone(),
+                module.teacher.model.model.norm.weight.clone(),
+            ),
+        )
+        train(module, tmp_path, weights)
+        student, own = weights.seen[3]  # the second stage's first step
+        base = weights.seen[0][0]
+        assert not torch.equal(student, base)
+        assert torch.equal(own, base if teacher == "base" else student)
+        shutil.move(tmp_path / "away", source)
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "complaint"),
+    [
+        ({"teacher": "base"}, {}, r"model\.teacher base, this configuration has ema"),
+        ({}, {"lora": LoRA(r=2)}, r"model\.lora null, this configuration has LoRA\(r=2"),
+        ({"lora": LoRA(r=2)}, {}, r"model\.lora LoRA\(r=2.* has null"),
+        ({"lora": LoRA(r=2)}, {"lora": LoRA(r=3)}, r"model\.lora LoRA\(r=2.* has LoRA\(r=3"),
+    ],
+)
+def test_a_checkpoint_of_another_teacher_or_adapter_is_refused(held, asked, complaint, tmp_path):
+    train(sdft(**held), tmp_path, SaveAt(2, tmp_path / "at.ckpt"))
+    with pytest.raises(ValueError, match=f"made with {complaint}") as refused:
+        train(sdft(**asked), tmp_path, ckpt_path=tmp_path / "at.ckpt")
+    assert "start a new run without --ckpt_path" in str(refused.value)
+
+
+def test_adapters_are_refused_on_another_backbone_than_their_own(tiny, tmp_path):
+    lora = LoRA(r=2)
+    train(sdft(SFTModule, lora=lora), tmp_path, SaveAt(2, tmp_path / "at.ckpt"))
+    with torch.no_grad():
+        tiny.model.model.norm.weight[0] += 1e-3
+    save_model(tiny.model, load_model("tiny-random").tokenizer, tmp_path / "other")
+    other = sdft(SFTModule, lora=lora, pretrained=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"made with model\.pretrained of weights"):
+        train(other, tmp_path, ckpt_path=tmp_path / "at.ckpt")
