@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_modules.base import ContinualModule, require
 from sdft.losses import REDUCTIONS, make_divergence, reduction_weights
 from sdft.objective import distillation_loss
-from sdft.rollout import SamplingSettings, sample
+from sdft.rollout import SamplingSettings
 from sdft.scoring import LossPositions
 from sdft.teacher import make_teacher
 from sdft.types import DemonstrationBatch, Rollout
@@ -42,6 +42,8 @@ class SDFTModule(ContinualModule):
         temperature: Sampling temperature of the rollouts.
         top_p: Nucleus of the rollouts; 1 samples the student's own distribution.
         top_k: Rollout tokens come from the k most likely; 0 for all.
+        min_p: Rollout tokens have at least this share of the most likely one's probability; 0 for
+            all.
         base: Options every method has.
     """
 
@@ -60,6 +62,7 @@ class SDFTModule(ContinualModule):
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
+        min_p: float = 0.0,
         **base: Any,
     ) -> None:
         super().__init__(**base)
@@ -80,7 +83,12 @@ class SDFTModule(ContinualModule):
         self.reduction = reduction
         self.num_loss_tokens_to_skip = num_loss_tokens_to_skip
         self.sampling = SamplingSettings(
-            self.greedy.max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k
+            self.greedy.max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            stop_strings=self.greedy.stop_strings,
         )
         self.teacher = make_teacher(
             self.student,
@@ -122,13 +130,14 @@ class SDFTModule(ContinualModule):
     def sample(self, batch: DemonstrationBatch) -> Rollout:
         """One completion per prompt from the student."""
         start = time.perf_counter()
-        rollout = sample(
+        rollout = self.rollout_engine(
             self.student,
             batch.student_prompts,
             self.sampling,
             end_ids=self.end_ids,
             generator=self.rollout_generator(),
             drafts=batch.demonstrations,
+            decode=self.tokenizer.decode,
         )
         self._log_rollout(rollout, time.perf_counter() - start)
         self.last_rollout = rollout

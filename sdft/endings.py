@@ -34,20 +34,23 @@ class Ending:
         self._decode = decode
         # Every token spells at least one byte; one token more, because what a tail begins with
         # may be spelled otherwise than inside of a text.
-        self._reach = 1 + max((len(text.encode()) for text in stop_strings), default=0)
+        self.reach = 1 + max((len(text.encode()) for text in stop_strings), default=0)
 
     def ends(self, completion: TokenIds) -> bool:
-        """Whether the completion's last token ends it, given that none before it did."""
+        """Whether the last token ends the completion, given that none before it did.
+
+        Only the last ``reach`` tokens matter.
+        """
         if completion[-1] in self.end_ids:
             return True
         if self._decode is None or not self.stop_strings:
             return False
-        tail = self._decode(completion[-self._reach :])
+        tail = self._decode(completion[-self.reach :])
         return any(text in tail for text in self.stop_strings)
 
     def cut(self, tokens: TokenIds) -> tuple[TokenIds, bool]:
         """The tokens up to the first that ends them, and whether one does."""
         for length in range(1, len(tokens) + 1):
-            if self.ends(tokens[:length]):
+            if self.ends(tokens[max(length - self.reach, 0) : length]):
                 return tokens[:length], True
         return tokens, False

@@ -108,8 +108,9 @@ class _AllEnded(StoppingCriteria):  # type: ignore[misc]
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:
         """(B, L) ids so far to (B,) flags."""
-        for row, tokens in enumerate(input_ids[:, self._width :].tolist()):
-            self._ended[row] = self._ended[row] or self._ending.ends(tokens)
+        tails = input_ids[:, self._width :][:, -self._ending.reach :].tolist()
+        for row, tail in enumerate(tails):
+            self._ended[row] = self._ended[row] or self._ending.ends(tail)
         return torch.tensor(self._ended, device=input_ids.device)
 
 

@@ -151,9 +151,7 @@ def read_completion(answer: Any) -> tuple[TokenIds, list[float]]:
     if not complete:
         raise VLLMError(f"{len(tokens)} tokens came with other log-probabilities: {logprobs[:20]}")
     if reason not in ("stop", "length"):
-        raise VLLMError(
-            f"a completion was given up ({reason}); does something else use the server?"
-        )
+        raise VLLMError(f"a completion was given up ({reason}); does another run use the server?")
     return list(tokens), list(logprobs)
 
 

@@ -97,11 +97,12 @@ class ServedWeights:
 
 @torch.no_grad()
 def fingerprint(model: PreTrainedModel) -> tuple[float, ...]:
-    """Two sums per trained tensor, which every optimizer step changes.
+    """Sum and norm of every trained tensor, which every optimizer step changes.
 
     They are read off the values: version counters miss writes through ``.data``.
     """
-    weights = [each.detach().double() for each in trained_parameters(model)]
-    sums = [sum_ for each in weights for sum_ in (each.sum(), each.square().sum())]
-    values: list[float] = torch.stack(sums).tolist() if sums else []
+    weights = trained_parameters(model)
+    sums = [each.sum(dtype=torch.float64) for each in weights]
+    norms = [torch.linalg.vector_norm(each, dtype=torch.float64) for each in weights]
+    values: list[float] = torch.stack([*sums, *norms]).tolist() if weights else []
     return (float(id(model)), *values)
