@@ -14,11 +14,12 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
+from sdft.engines import make_engine
 from sdft.head import VocabularyHead
 from sdft.lora import LoRA, backbone_state, digest, trained_parameters
 from sdft.micro_batches import hidden_states_in_parts
 from sdft.models import load_model
-from sdft.rollout import SamplingSettings, sample
+from sdft.rollout import SamplingSettings
 from sdft.scoring import LossPositions
 from sdft.stages import StagePlan, mix_seed
 from sdft.types import EvaluationBatch, Rollout, TokenIds
@@ -39,6 +40,12 @@ class ContinualModule(L.LightningModule):
         weight_decay: AdamW's decoupled weight decay.
         warmup_steps: Optimizer steps of linear warm-up at the start of every stage.
         max_completion_tokens: Longest completion in rollouts and in evaluation.
+        stop_strings: Completions end, in rollouts and in evaluation, with the token that completes
+            one of these texts; null for none.
+        rollout_engine: What computes completions, in rollouts and in evaluation: in_place (the
+            training weights where they are), generate (transformers), continuous_batching
+            (transformers, on a GPU) or vllm (a server that is sent the weights).
+        rollout_engine_options: The engine's own options; null for its defaults.
         lora: Train low-rank adapters on a frozen backbone; null trains all weights.
         micro_batch_size: Rows scored and differentiated at a time, for memory; null for the whole
             batch. Loss and gradient do not depend on it; smaller parts take longer.
@@ -60,6 +67,9 @@ class ContinualModule(L.LightningModule):
         weight_decay: float = 0.0,
         warmup_steps: int = 10,
         max_completion_tokens: int = 1024,
+        stop_strings: list[str] | None = None,
+        rollout_engine: str = "in_place",
+        rollout_engine_options: dict[str, Any] | None = None,
         lora: LoRA | None = None,
         micro_batch_size: int | None = None,
         activation_checkpointing: bool = False,
@@ -86,7 +96,10 @@ class ContinualModule(L.LightningModule):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
-        self.greedy = SamplingSettings(max_completion_tokens, temperature=0.0)
+        self.greedy = SamplingSettings(
+            max_completion_tokens, temperature=0.0, stop_strings=tuple(stop_strings or ())
+        )
+        self.rollout_engine = make_engine(rollout_engine, **(rollout_engine_options or {}))
         self.seed = seed
         self.last_rollout: Rollout | None = None  # of the last training step, for callbacks
         self._accuracies: dict[str, MeanMetric] = {}
@@ -200,7 +213,13 @@ class ContinualModule(L.LightningModule):
         self._log_accuracies("test_accuracy")
 
     def _evaluate(self, batch: EvaluationBatch) -> None:
-        rollout = sample(self.student, batch.prompts, self.greedy, end_ids=self.end_ids)
+        rollout = self.rollout_engine(
+            self.student,
+            batch.prompts,
+            self.greedy,
+            end_ids=self.end_ids,
+            decode=self.tokenizer.decode,
+        )
         answers = self.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
         accuracy = self._accuracies.setdefault(batch.task, MeanMetric().to(self.device))
         for row, answer in zip(batch.rows, answers, strict=True):

@@ -72,6 +72,8 @@ class SDFTModule(ContinualModule):
         temperature: Sampling temperature of the rollouts.
         top_p: Nucleus of the rollouts; 1 samples the student's own distribution.
         top_k: Rollout tokens come from the k most likely; 0 for all.
+        min_p: Rollout tokens have at least this share of the most likely one's probability; 0 for
+            all.
         importance_clip: Weight each loss token by min(p_student / p_sampler, this), for a sampler
             that is another engine than the trainer; null is off and free. It costs one more
             projection. Logged: train/importance_mean, and train/importance_ess, the effective
@@ -98,6 +100,7 @@ class SDFTModule(ContinualModule):
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
+        min_p: float = 0.0,
         importance_clip: float | None = None,
         **base: Any,
     ) -> None:
@@ -115,7 +118,12 @@ class SDFTModule(ContinualModule):
         )
         self.teacher_samples_every = teacher_samples_every
         self.sampling = SamplingSettings(
-            self.greedy.max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k
+            self.greedy.max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            stop_strings=self.greedy.stop_strings,
         )
         self.importance_clip = importance_clip
         self._check_objective(divergence)
@@ -161,13 +169,14 @@ class SDFTModule(ContinualModule):
     def sample(self, batch: DemonstrationBatch) -> Rollout:
         """One completion per prompt from the student."""
         start = time.perf_counter()
-        rollout = sample(
+        rollout = self.rollout_engine(
             self.student,
             batch.student_prompts,
             self.sampling,
             end_ids=self.end_ids,
             generator=self.rollout_generator(),
             drafts=batch.demonstrations,
+            decode=self.tokenizer.decode,
         )
         self._log_rollout(rollout, time.perf_counter() - start)
         self.last_rollout = rollout
@@ -262,21 +271,22 @@ class SDFTModule(ContinualModule):
         require(skipped >= 0, "num_loss_tokens_to_skip", skipped, "0 or more")
         require(temperature > 0.0, "distillation_temperature", temperature, "above 0")
         require(self.reduction in REDUCTIONS, "reduction", self.reduction, " or ".join(REDUCTIONS))
-        whole = self.sampling.top_p == 1.0 and self.sampling.top_k == 0
+        sampling = self.sampling
+        whole = sampling.top_p == 1.0 and sampling.top_k == 0 and sampling.min_p == 0.0
         clip = self.importance_clip
         require(
             not self.divergence.prefix_score
-            or (whole and self.sampling.temperature == 1.0 and clip is None),
+            or (whole and sampling.temperature == 1.0 and clip is None),
             "divergence",
             divergence,
-            "used with temperature 1, top_p 1, top_k 0 and importance_clip null: its prefix score "
+            "used with temperature 1, top_p 1, top_k 0, min_p 0 and importance_clip null: its prefix score "
             "is that of completions drawn from the student itself",
         )
         require(
-            clip is None or (1.0 <= clip < math.inf and whole and self.sampling.temperature > 0.0),
+            clip is None or (1.0 <= clip < math.inf and whole and sampling.temperature > 0.0),
             "importance_clip",
             clip,
-            "at least 1 and used with top_p 1, top_k 0 and a temperature above 0: a truncated "
+            "at least 1 and used with top_p 1, top_k 0, min_p 0 and a temperature above 0: a truncated "
             "distribution has no ratio to the student's",
         )
 
