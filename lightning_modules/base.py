@@ -14,6 +14,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
+from sdft.cost import LapClock
 from sdft.engines import make_engine
 from sdft.head import VocabularyHead
 from sdft.lora import LoRA, backbone_state, digest, trained_parameters
@@ -102,6 +103,7 @@ class ContinualModule(L.LightningModule):
         self.rollout_engine = make_engine(rollout_engine, **(rollout_engine_options or {}))
         self.seed = seed
         self.last_rollout: Rollout | None = None  # of the last training step, for callbacks
+        self.clock = LapClock()  # seconds of its phases, for callbacks
         self._accuracies: dict[str, MeanMetric] = {}
 
     @property
@@ -182,9 +184,19 @@ class ContinualModule(L.LightningModule):
         return digest(self._backbone())
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Make dropout's noise, as the rollouts', a function of the counters alone."""
+        """Start the clock; make dropout's noise a function of the counters, as the rollouts' is."""
+        self.clock.start(self.device)
         parts = (self.trainer.global_step, self.trainer.global_rank, DROPOUT)
         torch.manual_seed(mix_seed(self.seed, *parts))
+
+    def on_after_backward(self) -> None:
+        """Attribute the time to the backward pass."""
+        self.clock.lap("backward")
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step the student."""
+        super().optimizer_step(*args, **kwargs)
+        self.clock.lap("optimizer")
 
     def rollout_generator(self) -> torch.Generator:
         """The sampling noise of this optimizer step: a function of the counters alone."""

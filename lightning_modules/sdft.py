@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -162,13 +161,13 @@ class SDFTModule(ContinualModule):
             temperature=self.distillation_temperature,
             sequence_index=positions.rows,
         ).loss
+        self.clock.lap("student")
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         self._log_openings(batch, rollout)
         return loss
 
     def sample(self, batch: DemonstrationBatch) -> Rollout:
         """One completion per prompt from the student."""
-        start = time.perf_counter()
         rollout = self.rollout_engine(
             self.student,
             batch.student_prompts,
@@ -178,7 +177,8 @@ class SDFTModule(ContinualModule):
             drafts=batch.demonstrations,
             decode=self.tokenizer.decode,
         )
-        self._log_rollout(rollout, time.perf_counter() - start)
+        self.clock.lap("sample")
+        self._log_rollout(rollout)
         self.last_rollout = rollout
         return rollout
 
@@ -193,7 +193,11 @@ class SDFTModule(ContinualModule):
     ) -> Tensor:
         """(N, D) hidden states of the teacher, the demonstration in its context."""
         with self.teacher.scoring(self.student) as model:
-            return self.hidden_states(model, batch.teacher_prompts, rollout.completions, positions)
+            hidden = self.hidden_states(
+                model, batch.teacher_prompts, rollout.completions, positions
+            )
+        self.clock.lap("teacher")
+        return hidden
 
     def score_student(
         self, batch: DemonstrationBatch, rollout: Rollout, positions: LossPositions
@@ -244,6 +248,7 @@ class SDFTModule(ContinualModule):
         """Step the student, then let the teacher follow."""
         super().optimizer_step(*args, **kwargs)
         self.teacher.follow(self.student, self.trainer.global_step + 1)
+        self.clock.lap("teacher_update")
 
     def _log_openings(self, batch: DemonstrationBatch, rollout: Rollout) -> None:
         """How often student and teacher begin with a watched phrase."""
@@ -279,19 +284,19 @@ class SDFTModule(ContinualModule):
             or (whole and sampling.temperature == 1.0 and clip is None),
             "divergence",
             divergence,
-            "used with temperature 1, top_p 1, top_k 0, min_p 0 and importance_clip null: its prefix score "
-            "is that of completions drawn from the student itself",
+            "used with temperature 1, top_p 1, top_k 0, min_p 0 and importance_clip null: its "
+            "prefix score is that of completions drawn from the student itself",
         )
         require(
             clip is None or (1.0 <= clip < math.inf and whole and sampling.temperature > 0.0),
             "importance_clip",
             clip,
-            "at least 1 and used with top_p 1, top_k 0, min_p 0 and a temperature above 0: a truncated "
-            "distribution has no ratio to the student's",
+            "at least 1 and used with top_p 1, top_k 0, min_p 0 and a temperature above 0: a "
+            "truncated distribution has no ratio to the student's",
         )
 
-    def _log_rollout(self, rollout: Rollout, seconds: float) -> None:
-        rows = len(rollout.completions)
+    def _log_rollout(self, rollout: Rollout) -> None:
+        rows, seconds = len(rollout.completions), self.clock.seconds["sample"]
         self.log("train/completion_length", rollout.num_tokens / rows, batch_size=rows)
         self.log("train/ended", sum(rollout.ended) / rows, batch_size=rows)
         self.log("train/tokens_per_s", rollout.num_tokens / seconds, prog_bar=True, batch_size=rows)

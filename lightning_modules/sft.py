@@ -41,6 +41,7 @@ class SFTModule(ContinualModule):
             positions.tokens,
             reduction_weights(self.reduction, positions.rows, positions.num_sequences),
         )
+        self.clock.lap("student")
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         self.log("train/loss_tokens", float(len(positions)), batch_size=len(batch))
         return loss
