@@ -67,11 +67,11 @@ class ModelShape:
     @classmethod
     def of(cls, model: PreTrainedModel) -> ModelShape:
         """The shape of a dense causal language model."""
-        config = model.config.get_text_config().to_dict()  # type: ignore[operator]
+        config = model.config.get_text_config().to_dict()
         heads = config["num_attention_heads"]
         width = config.get("head_dim") or config["hidden_size"] // heads
         head = model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
-        embedding = model.get_input_embeddings().weight
+        embedding = model.get_input_embeddings().weight  # type: ignore[operator]
         tables = {id(table): table.numel() for table in (head, embedding)}
         parameters = list(model.parameters())
         whole = all(parameter.requires_grad for parameter in parameters)
