@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from sdft.types import DemonstrationBatch, Rollout, TokenIds
@@ -70,8 +71,8 @@ class ModelShape:
         config = model.config.get_text_config().to_dict()
         heads = config["num_attention_heads"]
         width = config.get("head_dim") or config["hidden_size"] // heads
-        head = model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
-        embedding = model.get_input_embeddings().weight  # type: ignore[operator]
+        head: Tensor = model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
+        embedding: Tensor = model.get_input_embeddings().weight
         tables = {id(table): table.numel() for table in (head, embedding)}
         parameters = list(model.parameters())
         whole = all(parameter.requires_grad for parameter in parameters)
