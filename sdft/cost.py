@@ -72,7 +72,7 @@ class ModelShape:
         heads = config["num_attention_heads"]
         width = config.get("head_dim") or config["hidden_size"] // heads
         head: Tensor = model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
-        embedding: Tensor = model.get_input_embeddings().weight
+        embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
         tables = {id(table): table.numel() for table in (head, embedding)}
         parameters = list(model.parameters())
         whole = all(parameter.requires_grad for parameter in parameters)
