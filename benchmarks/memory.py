@@ -1,12 +1,12 @@
 """Peak memory and time of the distillation loss alone, against losses that hold all logits.
 
-    python benchmarks/memory.py [--quick] [--divergence NAME] [--threads N]
+    python benchmarks/memory.py [--quick] [--divergence NAME] [--threads N] [--trl_python PATH]
 
 Three ways from the same hidden states to the same gradients:
 
 - ours: `sdft.objective.distillation_loss`;
 - naive: project all rows, log_softmax both, `kl_div`, sum, backward;
-- trl: TRL's own full-vocabulary loss on projected logits, where `trl` can be imported.
+- trl: TRL's own full-vocabulary loss on projected logits, in TRL's interpreter where one is given.
 
 Memory is counted in units of one float32 (N, V) tensor and beyond the inputs (hidden states,
 heads) and the gradients: the peak of the live bytes that PyTorch's allocator hands out during
@@ -16,14 +16,14 @@ counts allocator slack. Buffers inside the matrix-product library are not PyTorc
 peak of a fresh process is printed beside, as a check that nothing large hides there. The naive
 ways allocate their gradients after their peak, so that subtracting those flatters them.
 
-Time is forward plus backward, ours and naive taking turns; the ratio is the median over the
-pairs. Every case runs in a process of its own.
+Time is forward plus backward, ours and naive taking turns; `time_ratio` is the median over the
+pairs by the clock on the wall. CPU-seconds stand beside it: unlike the clock they do not count
+what else runs on the machine. Every case runs in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import statistics
@@ -42,7 +42,9 @@ from sdft.head import VocabularyHead
 from sdft.losses import make_divergence
 from sdft.objective import distillation_loss
 
-VOCABULARIES = (32_000, 49_152, 151_936, 262_144)
+VOCABULARIES = (32_768, 49_152, 152_064, 262_144)
+QUICK_VOCABULARIES = (49_152,)
+QUICK_PAIRS = 2
 NUM_ROWS = 1024
 WIDTH = 576
 ALPHAS = {"forward_kl": 0.0, "reverse_kl": 1.0}
@@ -105,16 +107,16 @@ class Setting:
         return (values * self.weights).sum()
 
 
-def step(setting: Setting, loss: Loss) -> tuple[float, float]:
-    """Seconds of one forward and backward, and the loss."""
+def step(setting: Setting, loss: Loss) -> tuple[float, float, float]:
+    """Seconds of one forward and backward by the clock and of the CPU, and the loss."""
     for each in setting.parameters():
         each.grad = None
     synchronize(setting)
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     value = loss()
     value.backward()
     synchronize(setting)
-    return time.perf_counter() - start, value.item()
+    return time.perf_counter() - start, time.process_time() - cpu_start, value.item()
 
 
 def synchronize(setting: Setting) -> None:
@@ -188,28 +190,30 @@ def measure_memory(setting: Setting, way: str) -> dict[str, float]:
 
 
 def measure_time(setting: Setting, num_pairs: int) -> dict[str, float]:
-    """Median over pairs of ours / naive, after one unmeasured pair."""
+    """Medians over pairs of ours / naive, after one unmeasured pair."""
     pairs = []
     for _ in range(num_pairs + 1):
-        ours, our_loss = step(setting, setting.ours)
-        naive, naive_loss = step(setting, setting.naive)
+        *ours, our_loss = step(setting, setting.ours)
+        *naive, naive_loss = step(setting, setting.naive)
         if abs(our_loss - naive_loss) > 1e-4 * abs(naive_loss):
             raise RuntimeError(f"the losses differ: ours {our_loss}, naive {naive_loss}")
-        pairs.append((ours, naive))
-    ratios = [ours / naive for ours, naive in pairs[1:]]
+        pairs.append((*ours, *naive))
     return {
-        "ratio": statistics.median(ratios),
-        "ours_s": statistics.median(ours for ours, _ in pairs[1:]),
-        "naive_s": statistics.median(naive for _, naive in pairs[1:]),
+        "ratio": statistics.median(ours / naive for ours, _, naive, _ in pairs[1:]),
+        "cpu_ratio": statistics.median(ours / naive for _, ours, _, naive in pairs[1:]),
+        "ours_s": statistics.median(pair[0] for pair in pairs[1:]),
+        "naive_s": statistics.median(pair[2] for pair in pairs[1:]),
     }
 
 
 def in_a_process(arguments: argparse.Namespace, vocab_size: int, case: str) -> dict[str, float]:
     """Run one case in a fresh interpreter and read its line of JSON."""
-    command = [sys.executable, __file__, "--case", case, "--vocab_size", str(vocab_size)]
+    python = arguments.trl_python if case == "trl" else sys.executable
+    command = [python, __file__, "--case", case, "--vocab_size", str(vocab_size)]
     for name in ("divergence", "threads", "device", "pairs"):
         command += [f"--{name}", str(getattr(arguments, name))]
-    quiet = os.environ | {"KINETO_LOG_LEVEL": "5"}
+    repository = str(Path(__file__).resolve().parents[1])
+    quiet = os.environ | {"KINETO_LOG_LEVEL": "5", "PYTHONPATH": repository}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=quiet)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
@@ -226,14 +230,13 @@ def run_case(arguments: argparse.Namespace) -> dict[str, float]:
 
 def run_all(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Every vocabulary and way, printed as they arrive."""
-    has_trl = importlib.util.find_spec("trl") is not None
-    if not has_trl:
-        print("trl cannot be imported in this environment: its loss is left out")
-    ways = ["ours", "naive", *(["trl"] if has_trl else [])]
+    if arguments.trl_python is None:
+        print("no --trl_python is given: TRL's loss is left out")
+    ways = ["ours", "naive", *([] if arguments.trl_python is None else ["trl"])]
     keys = {"ours": "units_peak", "naive": "units_peak_naive", "trl": "units_peak_trl"}
     figures: dict[str, dict[str, float]] = {keys[way]: {} for way in ways} | {"time_ratio": {}}
     print(f"{arguments.divergence}, N {NUM_ROWS}, D {WIDTH}, float32, {arguments.device}")
-    for vocab_size in VOCABULARIES[:2] if arguments.quick else VOCABULARIES:
+    for vocab_size in QUICK_VOCABULARIES if arguments.quick else VOCABULARIES:
         for way in ways:
             found = in_a_process(arguments, vocab_size, way)
             figures[keys[way]][str(vocab_size)] = round(found["allocated"], 3)
@@ -243,7 +246,7 @@ def run_all(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
         figures["time_ratio"][str(vocab_size)] = round(timed["ratio"], 3)
         print(
             f"V {vocab_size:>6}  ours {timed['ours_s']:.2f} s, naive {timed['naive_s']:.2f} s, "
-            f"median ratio {timed['ratio']:.2f}",
+            f"median ratio {timed['ratio']:.2f}, in CPU-seconds {timed['cpu_ratio']:.2f}",
             flush=True,
         )
     return figures
@@ -252,14 +255,18 @@ def run_all(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
 def parse_arguments() -> argparse.Namespace:
     """The command line; the last two arguments are for the child processes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="the two smaller vocabularies only")
+    parser.add_argument("--quick", action="store_true", help="one vocabulary, two timed pairs")
     parser.add_argument("--divergence", choices=[*ALPHAS], default="forward_kl")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--pairs", type=int, default=5, help="timed pairs of ours and naive")
+    parser.add_argument("--trl_python", help="interpreter of an environment that holds TRL")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--vocab_size", type=int, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.pairs = QUICK_PAIRS
+    return arguments
 
 
 def main() -> None:

@@ -9,7 +9,8 @@ import lightning as L
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.tokenization import RowTokenizer
-from sdft.prompting import TeacherTemplate
+from sdft.prompting import TeacherTemplate, TeacherView
+from sdft.retrieval import check_choice, choose_examples
 from sdft.stages import StagePlan
 from sdft.tasks import Task, TaskSpec, load_tasks
 from sdft.types import Demonstration, DemonstrationBatch, EvaluationBatch
@@ -25,7 +26,12 @@ class ContinualDataModule(L.LightningDataModule):
         epochs_per_stage: Passes over a task's training rows in its stage.
         examples_per_stage: Examples a stage draws instead of whole passes.
         eval_batch_size: Prompts answered at a time in evaluation.
-        teacher_template: How the teacher sees the demonstration: a shipped template (dialogue,
+        teacher_context: What the teacher is shown besides the prompt: demonstration, context (the
+            row's article alone) or both; a task may name its own.
+        num_demonstrations: Demonstrations the teacher is shown: the row's own, and before it
+            others of the task's training rows.
+        demonstration_choice: Which others: random, or retrieved (nearest by TF-IDF cosine).
+        teacher_template: How the teacher is shown these: a shipped template (dialogue,
             dialogue_twice, paper, paper_short) or the path of a .jinja file.
         system_prompt: System message for prompts without one; null keeps the chat template's own.
         max_prompt_tokens: Longest prompt, of student and teacher.
@@ -43,6 +49,9 @@ class ContinualDataModule(L.LightningDataModule):
         epochs_per_stage: int = 1,
         examples_per_stage: int | None = None,
         eval_batch_size: int = 32,
+        teacher_context: str = "both",
+        num_demonstrations: int = 1,
+        demonstration_choice: str = "random",
         teacher_template: str = "paper",
         system_prompt: str | None = None,
         max_prompt_tokens: int = 1024,
@@ -58,17 +67,18 @@ class ContinualDataModule(L.LightningDataModule):
             epochs_per_stage=epochs_per_stage,
             eval_batch_size=eval_batch_size,
             max_prompt_tokens=max_prompt_tokens,
+            num_demonstrations=num_demonstrations,
             examples_per_stage=1 if examples_per_stage is None else examples_per_stage,
         )
-        reader = RowTokenizer(
+        self.reader = RowTokenizer(
             tokenizer,
-            TeacherTemplate.load(teacher_template),
+            _views(tasks, TeacherTemplate.load(teacher_template), teacher_context),
             system_prompt=system_prompt,
             max_prompt_tokens=max_prompt_tokens,
             overlong=overlong,
         )
-        self.tasks = tuple(reader.fitting(task) for task in load_tasks(tasks, data_seed))
-        self.reader = reader
+        self.tasks = tuple(map(self.reader.fitting, load_tasks(tasks, data_seed)))
+        self._show_examples(num_demonstrations - 1, demonstration_choice, seed)
         self.eval_batch_size = eval_batch_size
         self.plan = _plan(self.tasks, batch_size, epochs_per_stage, examples_per_stage, seed)
         # Both are set by the sequencer from the counters; None while no sequence is running.
@@ -93,6 +103,18 @@ class ContinualDataModule(L.LightningDataModule):
     def transfer_batch_to_device(self, batch: Any, *_: Any) -> Any:
         """Batches are ragged token lists; tensors are made where a model reads them."""
         return batch
+
+    def _show_examples(self, num_examples: int, choice: str, seed: int) -> None:
+        """Show the teacher other rows too, after which a row may no longer fit."""
+        check_choice(choice)
+        if num_examples:
+            self.reader = self.reader.showing(
+                {
+                    task.name: choose_examples(task.train, num_examples, choice, seed)
+                    for task in self.tasks
+                }
+            )
+            self.tasks = tuple(map(self.reader.fitting, self.tasks))
 
     def _evaluation(self, task: Task, rows: Sequence[Demonstration]) -> EvaluationLoader:
         return EvaluationLoader(
@@ -164,6 +186,14 @@ def _require_positive(**options: int) -> None:
     for name, value in options.items():
         if value < 1:
             raise ValueError(f"data.{name} is {value}; it must be at least 1")
+
+
+def _views(
+    specs: Sequence[TaskSpec], template: TeacherTemplate, teacher_context: str
+) -> dict[str, TeacherView]:
+    return {
+        spec.name: TeacherView(template, spec.teacher_context or teacher_context) for spec in specs
+    }
 
 
 def _plan(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
-from sdft.prompting import TeacherTemplate, student_messages
+from sdft.prompting import TeacherView, student_messages
 from sdft.tasks import Task
 from sdft.types import Demonstration, DemonstrationBatch, EvaluationBatch, Message, TokenIds
 
@@ -20,7 +21,7 @@ class RowTokenizer:
 
     Args:
         tokenizer: With a chat template and an end-of-sequence token.
-        template: How the teacher sees the demonstration.
+        views: Task name -> what the teacher is shown of the task's rows.
         system_prompt: System message for prompts without one; None keeps the template's own.
         max_prompt_tokens: Longest prompt, of student and teacher.
         overlong: ``error`` or ``drop``.
@@ -32,7 +33,7 @@ class RowTokenizer:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        template: TeacherTemplate,
+        views: Mapping[str, TeacherView],
         *,
         system_prompt: str | None,
         max_prompt_tokens: int,
@@ -41,18 +42,28 @@ class RowTokenizer:
         if overlong not in ("error", "drop"):
             raise ValueError(f"data.overlong is {overlong!r}; it must be error or drop")
         self._tokenizer = tokenizer
-        self._template = template
+        self._views = views
         self._system_prompt = system_prompt
         self._max_prompt_tokens = max_prompt_tokens
         self._overlong = overlong
+
+    def showing(
+        self, examples: Mapping[str, Mapping[str, Sequence[Demonstration]]]
+    ) -> RowTokenizer:
+        """A copy that shows the teacher examples: task name -> row id -> other rows."""
+        other = copy(self)
+        other._views = {
+            task: replace(view, examples=examples[task]) for task, view in self._views.items()
+        }
+        return other
 
     def student_prompt(self, row: Demonstration) -> TokenIds:
         """The prompt up to the assistant's turn."""
         return self._encode(student_messages(row, self._system_prompt))
 
     def teacher_prompt(self, row: Demonstration) -> TokenIds:
-        """The prompt with the demonstration in context, up to the assistant's turn."""
-        return self._encode(self._template.messages(row, self._system_prompt))
+        """The prompt with the privileged information in context, up to the assistant's turn."""
+        return self._encode(self._views[row.task].messages(row, self._system_prompt))
 
     def demonstration(self, row: Demonstration) -> TokenIds:
         """The demonstration as an assistant's turn, with the token that ends it."""
@@ -82,7 +93,8 @@ class RowTokenizer:
         """The task with every row checked against the length limit, before any training.
 
         Raises:
-            ValueError: A prompt is too long and ``overlong`` is ``error``, or no row is left.
+            ValueError: A row lacks what the teacher is to be shown, a prompt is too long and
+                ``overlong`` is ``error``, or no row is left.
         """
         kept = {
             split: self._fitting_rows(task, split, rows)

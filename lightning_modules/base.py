@@ -91,8 +91,7 @@ class ContinualModule(L.LightningModule):
         self.student_head = VocabularyHead.of(self.student)
         self.tokenizer = loaded.tokenizer
         self.end_ids = loaded.end_ids
-        self.model_name = pretrained
-        self.lora = lora
+        self.model_name, self.lora = pretrained, lora
         self.micro_batch_size = micro_batch_size
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_modules.base import ContinualModule, require
-from sdft.losses import REDUCTIONS, make_divergence, reduction_weights
-from sdft.objective import distillation_loss
+from sdft.divergences import Divergence
+from sdft.losses import (
+    DIVERGENCES,
+    REDUCTIONS,
+    effective_sample_size,
+    importance_weights,
+    make_divergence,
+    reduction_weights,
+)
+from sdft.objective import distillation_loss, token_logprobs
+from sdft.openings import WATCHED_OPENINGS, Openings
 from sdft.rollout import SamplingSettings
 from sdft.scoring import LossPositions
+from sdft.stages import mix_seed
 from sdft.teacher import make_teacher
 from sdft.types import DemonstrationBatch, Rollout
+
+TEACHER_STREAM = 1  # sampling noise apart from the student's
 
 
 class SDFTModule(ContinualModule):
@@ -27,11 +41,27 @@ class SDFTModule(ContinualModule):
 
     Args:
         divergence: What is minimised: forward_kl is KL(teacher || student), as all published
-            results used; reverse_kl is KL(student || teacher), as the paper's equation 1.
+            results used; reverse_kl is KL(student || teacher), as the paper's equation 1; jsd is
+            a mixture of both; sampled_token looks at the drawn token alone; rao_blackwellised is
+            reverse_kl plus the score of the tokens before; topk_teacher and topk_student look at
+            the k most likely tokens of either model.
+        divergence_options: Options of that divergence, such as {beta: 0.5}. All but
+            sampled_token: clip, an upper bound of each vocabulary entry's term in nats, off by
+            default. jsd: beta, the teacher's share of the mixture, from 0 (forward_kl) to 1
+            (reverse_kl). topk_teacher and topk_student: k, the number of tokens; tail, whether
+            one more entry holds the probability of all others, or the k are renormalised;
+            direction, one of forward, reverse and jsd; beta, for jsd.
+        distillation_temperature: Divides both models' logits in the divergence.
         reduction: What the loss averages over: sequence_mean (tokens of a completion, then
             completions; the paper's code) or token_mean (all completion tokens of the batch).
         num_loss_tokens_to_skip: First completion tokens without loss, so that the student does
-            not pick up openings such as "Based on the text" (the paper: 3).
+            not pick up openings such as "Based on the text" (the paper: 3). Under
+            rao_blackwellised they still pass the score of what follows them.
+        opening_phrases_to_skip: A completion that begins with one of these phrases carries no
+            loss up to the phrase's end, whatever its case; the longer of the two masks holds.
+        teacher_samples_every: Optimizer steps between two measurements of how often the teacher's
+            own completions begin with a watched phrase (a few sampled tokens); 0 for none. The
+            student's rate is logged at every step.
         teacher: Whose weights teach: ema, an average that follows the student (the paper's
             choice); stage_start, the student as the stage began; base, the model before any
             training; student, the live student.
@@ -44,6 +74,10 @@ class SDFTModule(ContinualModule):
         top_k: Rollout tokens come from the k most likely; 0 for all.
         min_p: Rollout tokens have at least this share of the most likely one's probability; 0 for
             all.
+        importance_clip: Weight each loss token by min(p_student / p_sampler, this), for a sampler
+            that is another engine than the trainer; null is off and free. It costs one more
+            projection. Logged: train/importance_mean, and train/importance_ess, the effective
+            share of the loss tokens.
         base: Options every method has.
     """
 
@@ -53,8 +87,12 @@ class SDFTModule(ContinualModule):
         self,
         *,
         divergence: str = "forward_kl",
+        divergence_options: dict[str, Any] | None = None,
+        distillation_temperature: float = 1.0,
         reduction: str = "sequence_mean",
         num_loss_tokens_to_skip: int = 0,
+        opening_phrases_to_skip: list[str] | None = None,
+        teacher_samples_every: int = 0,
         teacher: str = "ema",
         teacher_rate: float | None = None,
         teacher_update_every: int | None = None,
@@ -63,25 +101,22 @@ class SDFTModule(ContinualModule):
         top_p: float = 1.0,
         top_k: int = 0,
         min_p: float = 0.0,
+        importance_clip: float | None = None,
         **base: Any,
     ) -> None:
         super().__init__(**base)
         require(
-            num_loss_tokens_to_skip >= 0,
-            "num_loss_tokens_to_skip",
-            num_loss_tokens_to_skip,
-            "0 or more",
+            teacher_samples_every >= 0, "teacher_samples_every", teacher_samples_every, "0 or more"
         )
-        require(reduction in REDUCTIONS, "reduction", reduction, " or ".join(REDUCTIONS))
-        self.divergence = make_divergence(divergence)
-        require(
-            not (self.divergence.prefix_score and (num_loss_tokens_to_skip or temperature != 1.0)),
-            "divergence",
-            divergence,
-            "used with num_loss_tokens_to_skip 0 and temperature 1: its prefix score needs both",
-        )
+        self.divergence = checked_divergence(divergence, divergence_options or {})
+        self.distillation_temperature = distillation_temperature
         self.reduction = reduction
         self.num_loss_tokens_to_skip = num_loss_tokens_to_skip
+        self.skipped_openings = Openings(opening_phrases_to_skip or [], self.tokenizer)
+        self.watched_openings = Openings(
+            [*WATCHED_OPENINGS, *self.skipped_openings.phrases], self.tokenizer
+        )
+        self.teacher_samples_every = teacher_samples_every
         self.sampling = SamplingSettings(
             self.greedy.max_new_tokens,
             temperature=temperature,
@@ -90,6 +125,8 @@ class SDFTModule(ContinualModule):
             min_p=min_p,
             stop_strings=self.greedy.stop_strings,
         )
+        self.importance_clip = importance_clip
+        self._check_objective(divergence)
         self.teacher = make_teacher(
             self.student,
             teacher,
@@ -111,7 +148,7 @@ class SDFTModule(ContinualModule):
     def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
         """The paper's algorithm box."""
         rollout = self.sample(batch)  # on-policy, no gradient
-        positions = LossPositions.of(rollout.completions, self.num_loss_tokens_to_skip, self.device)
+        positions = self.loss_positions(rollout)
         teacher = self.score_teacher(batch, rollout, positions)  # demonstration in context
         student = self.score_student(batch, rollout, positions)  # prompt only
         loss = distillation_loss(
@@ -120,11 +157,13 @@ class SDFTModule(ContinualModule):
             teacher,
             self.teacher_head,
             tokens=positions.tokens,
-            weights=reduction_weights(self.reduction, positions.rows, positions.num_sequences),
+            weights=self.loss_weights(rollout, positions, student),
             divergence=self.divergence,
+            temperature=self.distillation_temperature,
             sequence_index=positions.rows,
         ).loss
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self._log_openings(batch, rollout)
         return loss
 
     def sample(self, batch: DemonstrationBatch) -> Rollout:
@@ -143,6 +182,11 @@ class SDFTModule(ContinualModule):
         self.last_rollout = rollout
         return rollout
 
+    def early_mask(self, rollout: Rollout) -> list[int]:
+        """First tokens of each completion that carry no loss."""
+        in_phrases = self.skipped_openings.num_tokens(rollout.completions)
+        return [max(number, self.num_loss_tokens_to_skip) for number in in_phrases]
+
     @torch.no_grad()
     def score_teacher(
         self, batch: DemonstrationBatch, rollout: Rollout, positions: LossPositions
@@ -159,13 +203,107 @@ class SDFTModule(ContinualModule):
             self.student, batch.student_prompts, rollout.completions, positions
         )
 
+    def loss_positions(self, rollout: Rollout) -> LossPositions:
+        """The N positions the loss reads: a prefix score reads the masked tokens' too."""
+        skipped = 0 if self.divergence.prefix_score else self.early_mask(rollout)
+        return LossPositions.of(rollout.completions, skipped, self.device)
+
+    def loss_weights(self, rollout: Rollout, positions: LossPositions, student: Tensor) -> Tensor:
+        """(N,) weight of each position: the reduction's, 0 where masked, times importance."""
+        skipped = torch.tensor(self.early_mask(rollout), device=self.device)
+        bears_loss = positions.offsets >= skipped[positions.rows]
+        weights = torch.zeros(len(positions), device=self.device)
+        weights[bears_loss] = reduction_weights(
+            self.reduction, positions.rows[bears_loss], positions.num_sequences
+        )
+        if self.importance_clip is None:
+            return weights
+        return weights * self.importance(rollout, positions, student)
+
+    def importance(self, rollout: Rollout, positions: LossPositions, student: Tensor) -> Tensor:
+        """(N,) clipped ratios of the student's to the sampler's probability of each token."""
+        places = zip(positions.rows.tolist(), positions.offsets.tolist(), strict=True)
+        drawn = [rollout.logprobs[row][offset] for row, offset in places]
+        ratios = importance_weights(
+            token_logprobs(
+                student,
+                self.student_head,
+                positions.tokens,
+                temperature=self.sampling.temperature,
+            ),
+            torch.tensor(drawn, device=self.device),
+            self.importance_clip,
+        )
+        if len(ratios):
+            share = effective_sample_size(ratios) / len(ratios)
+            self.log("train/importance_ess", share, batch_size=len(ratios))
+            self.log("train/importance_mean", ratios.mean(), batch_size=len(ratios))
+        return ratios
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step the student, then let the teacher follow."""
         super().optimizer_step(*args, **kwargs)
         self.teacher.follow(self.student, self.trainer.global_step + 1)
+
+    def _log_openings(self, batch: DemonstrationBatch, rollout: Rollout) -> None:
+        """How often student and teacher begin with a watched phrase."""
+        rate = self.watched_openings.rate(rollout.completions)
+        self.log("train/opening_rate_student", rate, batch_size=len(batch))
+        every = self.teacher_samples_every
+        if every and self.trainer.global_step % every == 0:
+            seed = mix_seed(
+                self.seed, self.trainer.global_step, self.trainer.global_rank, TEACHER_STREAM
+            )
+            with self.teacher.scoring(self.student) as model:
+                beginnings = sample(
+                    model,
+                    batch.teacher_prompts,
+                    replace(self.sampling, max_new_tokens=self.watched_openings.max_tokens),
+                    end_ids=self.end_ids,
+                    generator=torch.Generator(self.device).manual_seed(seed),
+                )
+            rate = self.watched_openings.rate(beginnings.completions)
+            self.log("train/opening_rate_teacher", rate, batch_size=len(batch))
+
+    def _check_objective(self, divergence: str) -> None:
+        """Refuse numbers out of range, and rollouts that the objective's mathematics rules out."""
+        skipped, temperature = self.num_loss_tokens_to_skip, self.distillation_temperature
+        require(skipped >= 0, "num_loss_tokens_to_skip", skipped, "0 or more")
+        require(temperature > 0.0, "distillation_temperature", temperature, "above 0")
+        require(self.reduction in REDUCTIONS, "reduction", self.reduction, " or ".join(REDUCTIONS))
+        whole = self.sampling.top_p == 1.0 and self.sampling.top_k == 0
+        clip = self.importance_clip
+        require(
+            not self.divergence.prefix_score
+            or (whole and self.sampling.temperature == 1.0 and clip is None),
+            "divergence",
+            divergence,
+            "used with temperature 1, top_p 1, top_k 0 and importance_clip null: its prefix score "
+            "is that of completions drawn from the student itself",
+        )
+        require(
+            clip is None or (1.0 <= clip < math.inf and whole and self.sampling.temperature > 0.0),
+            "importance_clip",
+            clip,
+            "at least 1 and used with top_p 1, top_k 0 and a temperature above 0: a truncated "
+            "distribution has no ratio to the student's",
+        )
 
     def _log_rollout(self, rollout: Rollout, seconds: float) -> None:
         rows = len(rollout.completions)
         self.log("train/completion_length", rollout.num_tokens / rows, batch_size=rows)
         self.log("train/ended", sum(rollout.ended) / rows, batch_size=rows)
         self.log("train/tokens_per_s", rollout.num_tokens / seconds, prog_bar=True, batch_size=rows)
+
+
+def checked_divergence(name: str, options: dict[str, Any]) -> Divergence:
+    """The divergence of the module's options.
+
+    Raises:
+        ValueError: Unknown divergence or option, or a value out of its range.
+    """
+    require(name in DIVERGENCES, "divergence", name, "one of " + ", ".join(DIVERGENCES))
+    try:
+        return make_divergence(name, **options)
+    except ValueError as error:
+        raise ValueError(f"model.divergence_options {options}: {error}") from error

@@ -65,7 +65,7 @@ def add_adapters(model: PreTrainedModel, lora: LoRA, seed: int) -> None:
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft takes any number
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
     )
@@ -101,7 +101,7 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
     """
     if not _adapted_layers(model):
         return model
-    plain = copy.deepcopy(model).float()
+    plain: PreTrainedModel = copy.deepcopy(model).float()  # type: ignore[no-untyped-call]
     for name, layer in _adapted_layers(plain):
         layer.merge()
         plain.set_submodule(name, layer.get_base_layer())
@@ -119,7 +119,7 @@ def digest(tensors: dict[str, Tensor]) -> str:
     found = hashlib.sha256()
     for name, tensor in tensors.items():
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()[:16]
 
 

@@ -42,17 +42,30 @@ def make_divergence(name: str, **options: Any) -> Divergence:
         options: Fields of that divergence, such as ``beta`` of "jsd".
 
     Raises:
-        ValueError: Unknown name or option, or an option out of its range.
+        ValueError: Unknown name or option, or an option of the wrong type or out of its range.
     """
     if name not in DIVERGENCES:
         raise ValueError(f"unknown divergence {name!r}; valid: {', '.join(DIVERGENCES)}")
     kind = DIVERGENCES[name]
-    valid = [field.name for field in fields(kind)]
-    for option in options:
-        if option not in valid:
-            listed = ", ".join(valid) or "none"
+    defaults = {field.name: field.default for field in fields(kind)}
+    for option, value in options.items():
+        if option not in defaults:
+            listed = ", ".join(defaults) or "none"
             raise ValueError(f"divergence {name!r} has no option {option!r}; its options: {listed}")
+        _check_type(name, option, value, defaults[option])
     return kind(**options)
+
+
+def _check_type(name: str, option: str, value: object, default: object) -> None:
+    """Refuse a value that is not of its default's type; a default of None stands for a number."""
+    if default is None and value is None:
+        return
+    wanted: type = float if default is None else type(default)
+    accepted = (float, int) if wanted is float else (wanted,)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and wanted is not bool):
+        raise ValueError(
+            f"option {option!r} of divergence {name!r} is {value!r}; it takes a {wanted.__name__}"
+        )
 
 
 def reduction_weights(
@@ -115,7 +128,7 @@ def importance_weights(trainer_logprobs: Tensor, sampler_logprobs: Tensor, clip:
         trainer_logprobs: (N,) log-probabilities, in nats, of the sampled tokens under the student
             that is trained.
         sampler_logprobs: (N,) the same as the sampling engine reported them, at the same
-            temperature and before any truncation.
+            temperature and without truncation to a nucleus.
         clip: Upper bound of a weight, at least 1.
 
     Returns:

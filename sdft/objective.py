@@ -126,7 +126,12 @@ def cross_entropy_loss(
 
 @torch.no_grad()
 def token_logprobs(
-    hidden: Tensor, head: VocabularyHead, tokens: Tensor, *, tile_rows: int | None = None
+    hidden: Tensor,
+    head: VocabularyHead,
+    tokens: Tensor,
+    *,
+    temperature: float = 1.0,
+    tile_rows: int | None = None,
 ) -> Tensor:
     """Log-probabilities of given tokens, without gradient: (N,), in nats.
 
@@ -136,10 +141,11 @@ def token_logprobs(
         hidden: (N, D), final hidden states at the positions that predict the tokens.
         head: Of the model they come from.
         tokens: (N,).
+        temperature: Divides the logits: the sampler's, where its draws are judged.
         tile_rows: Rows per tile at most; None chooses by vocabulary and device.
 
     Raises:
-        ValueError: Shapes that do not fit.
+        ValueError: Shapes that do not fit, or a temperature that is not positive.
     """
     unused = torch.zeros(hidden.shape[0], device=hidden.device)
     return -_tiled_loss(
@@ -148,6 +154,7 @@ def token_logprobs(
         tokens=tokens,
         weights=unused,
         divergence=CrossEntropy(),
+        temperature=temperature,
         tile_rows=tile_rows,
     ).values
 

@@ -1,21 +1,25 @@
 """What the student reads and what the teacher reads, as chat messages (section 3).
 
-The student reads the prompt. The teacher reads the same prompt with the demonstration in
-context. How the demonstration is put there is data: a Jinja template that emits chat turns,
+The student reads the prompt. The teacher reads the same prompt with privileged information in
+context: the demonstration, an article, or both (appendix A.2: an article with the answer 89 %
+strict accuracy, the article alone 75 %, the answer alone in between). How it is put there is
+data: a Jinja template that emits chat turns,
 
     {% call user() %}{{ question }}{% endcall %}
     {% call assistant() %}{{ demonstration }}{% endcall %}
     {% call user() %}{{ question }}{% endcall %}
 
-with the fields ``question`` (the last user message), ``demonstration`` and ``context`` (the
-article, or empty). The turns replace the prompt's last user message; a system message and
-earlier turns stay where they were. Field values are inserted, never parsed, so braces, Jinja
-syntax or chat markup inside a demonstration are plain text.
+with the fields ``question`` (the last user message), ``demonstration``, ``context`` (the article)
+and ``examples`` (a list of other rows, each with these three). What the teacher is not shown is
+empty. The turns replace the prompt's last user message; a system message and earlier turns stay
+where they were. Field values are inserted, never parsed, so braces, Jinja syntax or chat markup
+inside a demonstration are plain text of a turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -27,8 +31,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sdft.types import Demonstration, Message
 
-FIELDS = ("question", "demonstration", "context")
+FIELDS = ("question", "demonstration", "context", "examples")
 ROLES = ("user", "assistant", "system")
+TEACHER_CONTEXTS = ("demonstration", "context", "both")
 
 
 def student_messages(row: Demonstration, system_prompt: str | None = None) -> list[Message]:
@@ -46,7 +51,7 @@ def student_messages(row: Demonstration, system_prompt: str | None = None) -> li
 
 
 class TeacherTemplate:
-    """A checked template that puts a demonstration into the teacher's context.
+    """A checked template that puts privileged information into the teacher's context.
 
     Args:
         source: Jinja source that emits chat turns.
@@ -72,7 +77,7 @@ class TeacherTemplate:
                 f"teacher template {name}: unknown field(s) {', '.join(sorted(unknown))}; "
                 f"a template may use {', '.join(FIELDS)}"
             )
-        self._check()
+        self.check()
 
     @classmethod
     def load(cls, name_or_path: str) -> TeacherTemplate:
@@ -89,12 +94,59 @@ class TeacherTemplate:
             )
         return cls(path.read_text("utf-8"), str(path))
 
-    def messages(self, row: Demonstration, system_prompt: str | None = None) -> list[Message]:
-        """The prompt with the row's demonstration (and context) in front of the question."""
-        *earlier, last = student_messages(row, system_prompt)
-        return earlier + self._turns(last["content"], row.demonstration, row.context or "")
+    def messages(
+        self,
+        row: Demonstration,
+        system_prompt: str | None = None,
+        *,
+        shown: str = "both",
+        examples: Sequence[Demonstration] = (),
+    ) -> list[Message]:
+        """The prompt with the row's privileged information around the question.
 
-    def _turns(self, question: str, demonstration: str, context: str) -> list[Message]:
+        Args:
+            row: The row to ask about.
+            system_prompt: As for the student.
+            shown: One of :data:`TEACHER_CONTEXTS`; ``both`` shows a context where there is one.
+            examples: Other rows, shown the same way with their own questions.
+        """
+        *earlier, _ = student_messages(row, system_prompt)
+        fields = _fields(row, shown) | {"examples": [_fields(each, shown) for each in examples]}
+        return earlier + self._turns(fields)
+
+    def check(self, shown: str = "both", *, with_examples: bool = False) -> None:
+        """Check the turns the template makes of what the teacher is shown.
+
+        Raises:
+            ValueError: The last turn is not the user's, a turn is empty, or what should be shown
+                appears in no turn.
+        """
+        probe = Demonstration("", "", _asked("<question>"), "<demonstration>", "", "<context>")
+        other = Demonstration("", "", _asked("<other>"), "<example>", "", "<other context>")
+        turns = self.messages(probe, shown=shown, examples=[other] if with_examples else [])
+        about = f"teacher template {self.name}"
+        if not turns or turns[-1]["role"] != "user":
+            raise ValueError(f"{about}: the last turn must be the user's")
+        text = "\n".join(turn["content"] for turn in turns)
+        if "<question>" not in text:
+            raise ValueError(f"{about}: the question appears in no turn")
+        if not any(f"<{name}>" in text for name in ("demonstration", "context")):
+            raise ValueError(
+                f"{about}: with teacher_context {shown}, neither the demonstration nor the context "
+                "appears in any turn, so the teacher would know no more than the student"
+            )
+        if not all(turn["content"] for turn in turns):
+            raise ValueError(
+                f"{about}: with teacher_context {shown}, a turn is empty; put "
+                "{% if demonstration %}…{% endif %} around it"
+            )
+        if with_examples and "<example>" not in text:
+            raise ValueError(
+                f"{about}: shows no examples, but data.num_demonstrations is above 1; loop over "
+                "them with {% for example in examples %}…{{ example.demonstration }}…{% endfor %}"
+            )
+
+    def _turns(self, fields: Mapping[str, Any]) -> list[Message]:
         turns: list[Message] = []
 
         def turn(role: str, caller: Callable[[], str]) -> str:
@@ -103,9 +155,7 @@ class TeacherTemplate:
 
         roles: dict[str, Any] = {role: partial(turn, role) for role in ROLES}
         try:
-            outside = self._template.render(
-                question=question, demonstration=demonstration, context=context, **roles
-            )
+            outside = self._template.render(**fields, **roles)
         except (TemplateError, TypeError) as error:
             raise ValueError(f"teacher template {self.name}: {error}") from error
         if outside.strip():
@@ -115,19 +165,65 @@ class TeacherTemplate:
             )
         return turns
 
-    def _check(self) -> None:
-        probe = {field: f"<{field}>" for field in FIELDS}
-        turns = self._turns(**probe)
-        if not turns or turns[-1]["role"] != "user":
-            raise ValueError(f"teacher template {self.name}: the last turn must be the user's")
-        text = "\n".join(turn["content"] for turn in turns)
-        if probe["question"] not in text:
-            raise ValueError(f"teacher template {self.name}: the question appears in no turn")
-        if probe["demonstration"] not in text and probe["context"] not in text:
+
+@dataclass(frozen=True)
+class TeacherView:
+    """What the teacher is shown of one task's rows, and how.
+
+    Args:
+        template: Puts it into words.
+        shown: One of :data:`TEACHER_CONTEXTS`.
+        examples: Id of a row -> the other rows shown with it; none for ids left out.
+
+    Raises:
+        ValueError: ``shown`` is unknown, examples come without demonstrations, or the template
+            does not suit.
+    """
+
+    template: TeacherTemplate
+    shown: str = "both"
+    examples: Mapping[str, Sequence[Demonstration]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.shown not in TEACHER_CONTEXTS:
             raise ValueError(
-                f"teacher template {self.name}: neither the demonstration nor the context "
-                "appears in any turn, so the teacher would know no more than the student"
+                f"teacher_context is {self.shown!r}; it must be one of "
+                f"{', '.join(TEACHER_CONTEXTS)}"
             )
+        if self.examples and self.shown == "context":
+            raise ValueError(
+                "num_demonstrations is above 1, but teacher_context is context, which shows no "
+                "demonstration; set teacher_context to demonstration or both"
+            )
+        self.template.check(self.shown, with_examples=bool(self.examples))
+
+    def messages(self, row: Demonstration, system_prompt: str | None = None) -> list[Message]:
+        """The row as the teacher reads it.
+
+        Raises:
+            ValueError: The context alone is to be shown, and the row has none.
+        """
+        if self.shown == "context" and row.context is None:
+            raise ValueError(
+                f"task {row.task!r}, row {row.id!r}: has no context, and teacher_context is "
+                "context; give the row the field 'context', or set the task's teacher_context to "
+                "demonstration or both"
+            )
+        return self.template.messages(
+            row, system_prompt, shown=self.shown, examples=self.examples.get(row.id, ())
+        )
+
+
+def _fields(row: Demonstration, shown: str) -> dict[str, Any]:
+    return {
+        "question": row.prompt[-1]["content"],
+        "demonstration": "" if shown == "context" else row.demonstration,
+        "context": "" if shown == "demonstration" else row.context or "",
+    }
+
+
+def _asked(question: str) -> tuple[Message, ...]:
+    return (Message(role="user", content=question),)
 
 
 def shipped_templates() -> list[str]:

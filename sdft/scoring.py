@@ -41,18 +41,25 @@ class LossPositions:
     def of(
         cls,
         completions: Sequence[TokenIds],
-        num_skipped: int = 0,
+        num_skipped: int | Sequence[int] = 0,
         device: torch.device | None = None,
     ) -> LossPositions:
         """Every token of every completion but the first ``num_skipped`` of each.
 
         The early-token mask touches the loss alone: masked tokens are still read.
+
+        Args:
+            completions: B token-id lists.
+            num_skipped: One number for all completions, or one for each.
+            device: Where the tensors live.
         """
+        if isinstance(num_skipped, int):
+            num_skipped = [num_skipped] * len(completions)
         flat = [
             (row, offset, token)
-            for row, completion in enumerate(completions)
+            for row, (completion, skipped) in enumerate(zip(completions, num_skipped, strict=True))
             for offset, token in enumerate(completion)
-            if offset >= num_skipped
+            if offset >= skipped
         ]
         columns = torch.tensor(flat, dtype=torch.long, device=device).reshape(-1, 3).T
         return cls(columns[0], columns[1], columns[2], len(completions))

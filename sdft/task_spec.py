@@ -44,6 +44,8 @@ class TaskSpec:
         num_test: The same for test rows; None makes 64.
         context_field: Dotted path of the value in a JSON Lines row that only the teacher may
             read, such as ``meta.document``. None takes the field ``context``.
+        teacher_context: What the teacher is shown of this task's rows: demonstration, context or
+            both. None takes the data module's.
 
     Raises:
         ValueError: The name, the combination of sources or an option is not usable.
@@ -64,6 +66,7 @@ class TaskSpec:
     num_validation: int | None = None
     num_test: int | None = None
     context_field: str | None = None
+    teacher_context: str | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or not self.name.strip("."):

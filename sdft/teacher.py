@@ -112,7 +112,8 @@ class ModelCopy(Teacher):
     def __init__(self, student: PreTrainedModel, kind: str, average: Average | None) -> None:
         super().__init__(kind, average)
         _require_full_precision(student)
-        self.model = copy.deepcopy(student).requires_grad_(False).eval()
+        self.model = copy.deepcopy(student).requires_grad_(False)
+        self.model.eval()  # type: ignore[no-untyped-call]
 
     @contextmanager
     def scoring(self, student: PreTrainedModel) -> Iterator[PreTrainedModel]:

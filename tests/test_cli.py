@@ -95,7 +95,7 @@ def test_the_final_model_is_tested_from_its_checkpoint(finished, tmp_path):
     ("args", "complaint"),
     [
         (["--model.init_args.learning_rate=-1"], "model.learning_rate is -1"),
-        (["--model.init_args.divergence=kl"], "unknown divergence 'kl'"),
+        (["--model.init_args.divergence=kl"], "model.divergence is kl"),
         (["--model.init_args.reduction=sum"], "model.reduction is sum"),
         (["--model.init_args.pretrained=./nowhere"], "'./nowhere' does not exist"),
         (["--model.init_args.num_loss_tokens_to_skip=-1"], "num_loss_tokens_to_skip is -1"),

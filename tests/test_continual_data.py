@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from datamodules import ContinualDataModule
@@ -95,6 +97,11 @@ def test_no_row_left_is_an_error(specs, tiny):
         ({"epochs_per_stage": 0}, "data.epochs_per_stage is 0"),
         ({"examples_per_stage": 0}, "data.examples_per_stage is 0"),
         ({"overlong": "cut"}, "data.overlong is 'cut'"),
+        ({"teacher_context": "all"}, "teacher_context is 'all'"),
+        ({"teacher_context": "context"}, "task 'one', row 'one-train-0': has no context"),
+        ({"num_demonstrations": 0}, "data.num_demonstrations is 0"),
+        ({"num_demonstrations": 9}, "data.num_demonstrations is 9, it can be at most 6"),
+        ({"demonstration_choice": "best"}, "demonstration_choice is 'best'"),
         ({"teacher_template": "nope"}, "teacher_template 'nope'"),
     ],
 )
@@ -106,3 +113,51 @@ def test_options_out_of_range_are_refused(specs, tiny, options, complaint):
 def test_a_missing_tokenizer_is_refused(specs):
     with pytest.raises(ValueError, match="tokenizer"):
         ContinualDataModule(specs)
+
+
+def teacher_texts(data, tiny):
+    """Each row's teacher prompt, in the first stage."""
+    batches = list(data.train_dataloader())
+    return {
+        row.id: tiny.tokenizer.decode(prompt)
+        for batch in batches
+        for row, prompt in zip(batch.rows, batch.teacher_prompts, strict=True)
+    }
+
+
+def test_a_task_may_choose_what_the_teacher_is_shown(tmp_path, tiny):
+    spec = write_task(tmp_path, "one")
+    file = tmp_path / "one" / "train.jsonl"
+    file.write_text(file.read_text().replace('"answer"', '"context": "Article.", "answer"'))
+    both = teacher_texts(build([spec], tiny), tiny)["one-train-0"]
+    spec.teacher_context = "context"
+    context = teacher_texts(build([spec], tiny), tiny)["one-train-0"]
+    alone = teacher_texts(build([replace(spec, teacher_context="demonstration")], tiny), tiny)
+    assert [text.count("Article.") for text in (both, context, alone["one-train-0"])] == [1, 1, 0]
+    assert [text.count("train 0?") for text in (both, context)] == [2, 1]
+
+
+@pytest.mark.parametrize("choice", ["random", "retrieved"])
+def test_examples_are_other_training_rows_of_the_task_and_the_same_in_every_run(
+    choice, specs, tiny
+):
+    options = {"num_demonstrations": 3, "demonstration_choice": choice}
+    data = build(specs, tiny, **options)
+    texts = teacher_texts(data, tiny)
+    assert teacher_texts(build(specs, tiny, **options), tiny) == texts
+    for row, text in texts.items():
+        questions = [index for index in range(6) if f"one train {index}?" in text]
+        assert len(questions) == 3
+        assert int(row[-1]) in questions
+        assert "two" not in text
+    plain = build(specs, tiny)
+    for ours, theirs in zip(data.val_dataloader(), plain.val_dataloader(), strict=True):
+        assert [batch.prompts for batch in ours] == [batch.prompts for batch in theirs]
+
+
+def test_examples_count_towards_the_length_of_a_prompt(specs, tiny):
+    batches = list(build(specs, tiny).train_dataloader())
+    limit = max(len(prompt) for batch in batches for prompt in batch.teacher_prompts)
+    build(specs, tiny, max_prompt_tokens=limit)
+    with pytest.raises(ValueError, match="the teacher's prompt has"):
+        build(specs, tiny, max_prompt_tokens=limit, num_demonstrations=2)

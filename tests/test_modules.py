@@ -36,7 +36,8 @@ class Referenced(SDFTModule):
             teacher = self.log_probs(self.teacher.model, batch.teacher_prompts[index], completion)
             if self.divergence == make_divergence("reverse_kl"):
                 student, teacher = teacher, student
-            tokens = (teacher.exp() * (teacher - student)).sum(-1)[self.num_loss_tokens_to_skip :]
+            skipped = self.early_mask(self.last_rollout)[index]
+            tokens = (teacher.exp() * (teacher - student)).sum(-1)[skipped:]
             means.append(tokens.mean() if len(tokens) else torch.zeros(()).double())
         return torch.stack(means).mean()
 
@@ -214,12 +215,32 @@ def test_warmup_longer_than_the_stage_is_cut_to_it():
     ("options", "complaint"),
     [
         ({"teacher_rate": 2.0}, "teacher_rate is 2"),
+        ({"divergence": "kl"}, "model.divergence is kl; it must be one of forward_kl"),
         ({"teacher": "base", "teacher_rate": 0.1}, "teacher_rate is 0.1, but the teacher is base"),
         ({"micro_batch_size": 0}, "model.micro_batch_size is 0"),
         (
-            {"divergence": "rao_blackwellised", "num_loss_tokens_to_skip": 3},
+            {"divergence": "jsd", "divergence_options": {"alpha": 0.5}},
+            r"model\.divergence_options {'alpha': 0\.5}: divergence 'jsd' has no option 'alpha'; "
+            "its options: clip, beta",
+        ),
+        ({"divergence": "jsd", "divergence_options": {"beta": 2.0}}, "beta is 2.0; it must lie"),
+        (
+            {"divergence": "topk_student", "divergence_options": {"tail": "no"}},
+            "'tail' of divergence 'topk_student' is 'no'; it takes a bool",
+        ),
+        ({"distillation_temperature": 0.0}, "model.distillation_temperature is 0.0"),
+        (
+            {"divergence": "rao_blackwellised", "temperature": 0.7},
+            "model.divergence is rao_blackwellised; it must be used with temperature 1",
+        ),
+        (
+            {"divergence": "rao_blackwellised", "top_p": 0.9},
             "model.divergence is rao_blackwellised",
         ),
+        ({"opening_phrases_to_skip": [" "]}, "opening phrase ' ' is empty"),
+        ({"teacher_samples_every": -1}, "model.teacher_samples_every is -1"),
+        ({"importance_clip": 0.5}, "model.importance_clip is 0.5; it must be at least 1"),
+        ({"importance_clip": 2.0, "top_k": 5}, "model.importance_clip is 2.0"),
         ({"warmup_steps": -1}, "model.warmup_steps is -1"),
         ({"weight_decay": -0.1}, "model.weight_decay is -0.1"),
         ({"max_completion_tokens": 0}, "max_new_tokens is 0"),
@@ -229,3 +250,60 @@ def test_warmup_longer_than_the_stage_is_cut_to_it():
 def test_options_out_of_range_are_refused(options, complaint):
     with pytest.raises(ValueError, match=complaint):
         sdft(**options)
+
+
+class EveryOpening(Referenced):
+    """Masks whatever single characters its rollouts begin with."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.masks = [*getattr(self, "masks", []), *self.early_mask(self.last_rollout)]
+        return loss
+
+
+def test_an_opening_phrase_carries_no_loss_and_the_longer_mask_holds(tmp_path):
+    letters = [chr(code) for code in range(33, 127)]
+    module = sdft(
+        EveryOpening,
+        opening_phrases_to_skip=[f"{one}{two}" for one in letters for two in "~!?;:%&*"] + letters,
+        num_loss_tokens_to_skip=1,
+        reset_teacher=False,
+    )
+    with torch.no_grad():
+        for parameter in module.teacher.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    train(module, tmp_path)
+    assert min(module.masks) == 1
+    for loss, expected in module.compared:
+        assert loss == pytest.approx(expected, rel=1e-4, abs=1e-7)
+
+
+def test_watching_the_teacher_leaves_rollouts_and_weights_as_they_were(tmp_path):
+    def outcome(name, every):
+        seen = Recorder(
+            "on_train_batch_end",
+            lambda trainer, module: (
+                module.last_rollout,
+                "train/opening_rate_teacher" in trainer.callback_metrics,
+                trainer.callback_metrics["train/opening_rate_student"].item(),
+            ),
+        )
+        module = sdft(teacher_samples_every=every)
+        train(module, tmp_path / name, seen)
+        return module.student.state_dict(), seen.seen
+
+    weights, without = outcome("off", 0)
+    watched, seen = outcome("on", 2)
+    assert [rollout for rollout, *_ in seen] == [rollout for rollout, *_ in without]
+    assert all(torch.equal(weights[name], watched[name]) for name in weights)
+    assert not any(logged for _, logged, _ in without)
+    assert seen[0][1]
+
+
+def test_a_rollout_with_a_watched_opening_counts_for_student_and_teacher(tmp_path):
+    rates = Recorder("on_train_batch_end", lambda trainer, module: dict(trainer.callback_metrics))
+    letters = [chr(code) for code in range(33, 127)]
+    train(sdft(opening_phrases_to_skip=letters, teacher_samples_every=1), tmp_path, rates)
+    for reader in ("student", "teacher"):
+        seen = [metrics[f"train/opening_rate_{reader}"].item() for metrics in rates.seen]
+        assert 0 < max(seen) <= 1

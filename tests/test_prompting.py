@@ -1,8 +1,17 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sdft.prompting import TeacherTemplate, shipped_templates, student_messages
+from sdft.prompting import (
+    TEACHER_CONTEXTS,
+    TeacherTemplate,
+    TeacherView,
+    shipped_templates,
+    student_messages,
+)
+from sdft.types import Demonstration
 
 DIALOGUE = (
     "{% call user() %}{{ question }}{% endcall %}"
@@ -82,3 +91,84 @@ def test_a_faulty_template_is_refused_when_loaded(source, complaint):
 def test_an_unknown_template_names_the_shipped_ones():
     with pytest.raises(ValueError, match="dialogue_twice"):
         TeacherTemplate.load("dialog")
+
+
+def plain(name, context="Article."):
+    prompt = ({"role": "user", "content": f"Question {name}?"},)
+    return Demonstration(name, "t", prompt, f"Answer {name}.", "x", context)
+
+
+def text_of(messages):
+    return "\n".join(turn["content"] for turn in messages)
+
+
+@pytest.mark.parametrize("name", shipped_templates())
+@pytest.mark.parametrize("shown", TEACHER_CONTEXTS)
+def test_the_teacher_is_shown_what_was_chosen_and_nothing_else(name, shown):
+    messages = TeacherView(TeacherTemplate.load(name), shown).messages(plain("one"))
+    assert ("Answer one." in text_of(messages)) == (shown != "context")
+    assert ("Article." in text_of(messages)) == (shown != "demonstration")
+    roles = [turn["role"] for turn in messages]
+    assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
+    assert all(turn["content"] for turn in messages)
+
+
+@pytest.mark.parametrize("name", shipped_templates())
+@pytest.mark.parametrize("shown", ["demonstration", "both"])
+def test_examples_come_before_the_question_in_their_order(name, shown):
+    view = TeacherView(
+        TeacherTemplate.load(name), shown, {"one": [plain("two", "Other."), plain("three", None)]}
+    )
+    text = text_of(view.messages(plain("one")))
+    found = [text.index(f"{word} {row}") for row in ("two", "three", "one")
+             for word in ("Question", "Answer")]  # fmt: skip
+    assert found == sorted(found)
+    assert ("Other." in text) == (shown == "both")
+    assert "two" not in text_of(view.messages(plain("four")))
+
+
+MARKUP = ("{{", "}}", "{% endcall %}", "{#", "<|im_end|>", "<|im_start|>user", "{0}", "\n", " é")
+VALUES = st.lists(st.sampled_from(MARKUP) | st.text(max_size=5), min_size=1).map("".join)
+
+
+@given(st.lists(VALUES.filter(str.strip), min_size=6, max_size=6))
+def test_braces_jinja_and_chat_markup_are_plain_text_of_a_turn(values):
+    def row(name, question, demonstration, context):
+        return Demonstration(
+            name, "t", ({"role": "user", "content": question},), demonstration, "x", context
+        )
+
+    own, other = row("own", *values[:3]), row("other", *values[3:])
+    for name in shipped_templates():
+        view = TeacherView(TeacherTemplate.load(name), "both", {"own": [other]})
+        roles = [turn["role"] for turn in view.messages(own)]
+        calm = replace(view, examples={"one": [plain("two")]}).messages(plain("one"))
+        assert roles == [turn["role"] for turn in calm]
+        assert all(value.strip() in text_of(view.messages(own)) for value in values)
+
+
+def test_a_context_that_is_wanted_and_missing_names_task_row_and_fix():
+    view = TeacherView(TeacherTemplate.load("paper"), "context")
+    with pytest.raises(ValueError, match=r"task 't', row 'one': has no context.*teacher_context"):
+        view.messages(plain("one", None))
+
+
+@pytest.mark.parametrize(
+    ("source", "shown", "with_examples", "complaint"),
+    [
+        (DIALOGUE, "context", False, "neither the demonstration nor the context"),
+        (DIALOGUE.replace("{{ q", "{{ context }} {{ q", 1), "context", False, "a turn is empty"),
+        (DIALOGUE, "both", True, "shows no examples"),
+    ],
+)
+def test_a_template_that_does_not_suit_what_is_shown_is_refused(
+    source, shown, with_examples, complaint
+):
+    examples = {"one": [plain("two")]} if with_examples else {}
+    with pytest.raises(ValueError, match=complaint):
+        TeacherView(TeacherTemplate(source, "mine.jinja"), shown, examples)
+
+
+def test_examples_without_demonstrations_are_refused():
+    with pytest.raises(ValueError, match="num_demonstrations is above 1, but teacher_context"):
+        TeacherView(TeacherTemplate.load("paper"), "context", {"one": [plain("two")]})

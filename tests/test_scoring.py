@@ -53,3 +53,9 @@ def test_rows_of_very_different_lengths_are_read_apart_with_the_same_result(tiny
         for prompt, completion in zip(prompts, completions, strict=True)
     ]
     torch.testing.assert_close(hidden, torch.cat(alone), atol=1e-5, rtol=1e-5)
+
+
+def test_each_completion_may_skip_a_number_of_its_own():
+    positions = LossPositions.of(COMPLETIONS, num_skipped=[1, 5, 0])
+    assert positions.tokens.tolist() == [21, 22, 24, 25, 26, 27, 0]
+    assert positions.rows.tolist() == [0, 0, 2, 2, 2, 2, 2]

@@ -10,12 +10,11 @@ import random
 from collections.abc import Iterator
 
 from sdft.generated.sampling import (
+    Request,
     Split,
-    balanced,
     check_split,
     fillings,
-    round_robin,
-    seeded_random,
+    instructed_rows,
     split_of,
     take,
 )
@@ -221,44 +220,28 @@ TEAMS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _messages(
-    team: str, template: str, split: Split, rng: random.Random
-) -> Iterator[tuple[str, str, str]]:
-    """All messages of one template that belong to the split, with their team and template."""
+def _requests(team: str, template: str, split: Split, rng: random.Random) -> Iterator[Request]:
+    """All messages of one template that belong to the split."""
     for filling in fillings(template, SLOTS, rng):
         message = template.format_map(filling)
         message = message[0].upper() + message[1:] if template.startswith("{") else message
         if split_of(message) == split:
-            yield team, template, message
+            yield Request(message, team, template)
 
 
 def _rows(split: Split, seed: int) -> Iterator[Demonstration]:
     """All rows in order; every eight rows have each team once."""
-    rng = seeded_random("routing", split, seed)
-    messages = balanced(
-        [
-            round_robin([_messages(team, template, split, rng) for template in templates], rng)
-            for team, templates in TEAMS.items()
-        ],
-        rng,
+    return instructed_rows(
+        "routing",
+        split,
+        seed,
+        templates=TEAMS,
+        requests=_requests,
+        instructions=INSTRUCTIONS,
+        ask=lambda instruction, message: instruction.format(
+            message=message, teams=", ".join(TEAMS)
+        ),
     )
-    for number, (team, template, message) in enumerate(messages):
-        instruction = rng.choice(INSTRUCTIONS)
-        prompt = instruction.format(message=message, teams=", ".join(TEAMS))
-        yield Demonstration(
-            id=f"routing-{split}-{number}",
-            task="routing",
-            prompt=({"role": "user", "content": prompt},),
-            demonstration=team,
-            answer=team,
-            meta={
-                "generator": "routing",
-                "split": split,
-                "seed": seed,
-                "template": template,
-                "instruction": instruction,
-            },
-        )
 
 
 def generate_routing(split: Split, num_rows: int, seed: int = 0) -> list[Demonstration]:

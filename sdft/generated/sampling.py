@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from string import Formatter
-from typing import Literal, TypeVar, get_args
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 from sdft.types import Demonstration
 
@@ -22,6 +22,14 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 # Of every ten texts by hash, eight are for training, one for validation and one for test.
 _TENTHS: tuple[Split, ...] = (*("train",) * 8, "validation", "test")
+
+
+class Request(NamedTuple):
+    """A filled template and the response to it."""
+
+    text: str
+    response: str
+    template: str
 
 
 def seeded_random(*parts: object) -> random.Random:
@@ -80,6 +88,52 @@ def balanced(streams: Sequence[Iterator[Item]], rng: random.Random) -> Iterator[
             return
         rng.shuffle(items)
         yield from items
+
+
+def instructed_rows(
+    task: str,
+    split: Split,
+    seed: int,
+    *,
+    templates: Mapping[str, Sequence[str]],
+    requests: Callable[[str, str, Split, random.Random], Iterator[Request]],
+    instructions: Sequence[str],
+    ask: Callable[[str, str], str],
+) -> Iterator[Demonstration]:
+    """All rows of a task that puts an instruction around a request of one of several kinds.
+
+    Every block of as many rows as there are kinds has each kind once.
+
+    Args:
+        task: The rows' task.
+        split: The rows' split.
+        seed: Chooses and orders requests and instructions.
+        templates: Kind of request -> templates of that kind.
+        requests: (kind, template, split, generator) -> the template's requests in the split.
+        instructions: Ways to ask, one drawn per row.
+        ask: (instruction, request's text) -> prompt.
+    """
+    rng = seeded_random(task, split, seed)
+    by_kind = [
+        round_robin([requests(kind, template, split, rng) for template in of_kind], rng)
+        for kind, of_kind in templates.items()
+    ]
+    for number, request in enumerate(balanced(by_kind, rng)):
+        instruction = rng.choice(instructions)
+        yield Demonstration(
+            id=f"{task}-{split}-{number}",
+            task=task,
+            prompt=({"role": "user", "content": ask(instruction, request.text)},),
+            demonstration=request.response,
+            answer=request.response,
+            meta={
+                "generator": task,
+                "split": split,
+                "seed": seed,
+                "template": request.template,
+                "instruction": instruction,
+            },
+        )
 
 
 def check_split(split: str) -> None:

@@ -10,12 +10,11 @@ import random
 from collections.abc import Iterator, Mapping
 
 from sdft.generated.sampling import (
+    Request,
     Split,
-    balanced,
     check_split,
     fillings,
-    round_robin,
-    seeded_random,
+    instructed_rows,
     split_of,
     take,
 )
@@ -248,42 +247,25 @@ def format_call(tool: str, arguments: Mapping[str, str]) -> str:
     return f"{tool}({inside})"
 
 
-def _requests(
-    tool: str, template: str, split: Split, rng: random.Random
-) -> Iterator[tuple[str, str, str]]:
-    """All requests of one template that belong to the split, with their call and template."""
+def _requests(tool: str, template: str, split: Split, rng: random.Random) -> Iterator[Request]:
+    """All requests of one template that belong to the split."""
     for arguments in fillings(template, VALUES, rng):
         request = template.format_map(arguments)
         if split_of(request) == split:
-            yield format_call(tool, arguments), template, request
+            yield Request(request, format_call(tool, arguments), template)
 
 
 def _rows(split: Split, seed: int) -> Iterator[Demonstration]:
     """All rows in order; every eight rows have each tool once."""
-    rng = seeded_random("tool_call", split, seed)
-    requests = balanced(
-        [
-            round_robin([_requests(tool, template, split, rng) for template in templates], rng)
-            for tool, templates in REQUESTS.items()
-        ],
-        rng,
+    return instructed_rows(
+        "tool_call",
+        split,
+        seed,
+        templates=REQUESTS,
+        requests=_requests,
+        instructions=INSTRUCTIONS,
+        ask=lambda instruction, request: instruction.format(request=request),
     )
-    for number, (call, template, request) in enumerate(requests):
-        instruction = rng.choice(INSTRUCTIONS)
-        yield Demonstration(
-            id=f"tool_call-{split}-{number}",
-            task="tool_call",
-            prompt=({"role": "user", "content": instruction.format(request=request)},),
-            demonstration=call,
-            answer=call,
-            meta={
-                "generator": "tool_call",
-                "split": split,
-                "seed": seed,
-                "template": template,
-                "instruction": instruction,
-            },
-        )
 
 
 def generate_tool_call(split: Split, num_rows: int, seed: int = 0) -> list[Demonstration]:
