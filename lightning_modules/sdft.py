@@ -22,7 +22,7 @@ from sdft.losses import (
 )
 from sdft.objective import distillation_loss, token_logprobs
 from sdft.openings import WATCHED_OPENINGS, Openings
-from sdft.rollout import SamplingSettings
+from sdft.rollout import SamplingSettings, sample
 from sdft.scoring import LossPositions
 from sdft.stages import mix_seed
 from sdft.teacher import make_teacher
@@ -261,6 +261,7 @@ class SDFTModule(ContinualModule):
                     replace(self.sampling, max_new_tokens=self.watched_openings.max_tokens),
                     end_ids=self.end_ids,
                     generator=torch.Generator(self.device).manual_seed(seed),
+                    decode=self.tokenizer.decode,
                 )
             rate = self.watched_openings.rate(beginnings.completions)
             self.log("train/opening_rate_teacher", rate, batch_size=len(batch))
@@ -271,22 +272,23 @@ class SDFTModule(ContinualModule):
         require(skipped >= 0, "num_loss_tokens_to_skip", skipped, "0 or more")
         require(temperature > 0.0, "distillation_temperature", temperature, "above 0")
         require(self.reduction in REDUCTIONS, "reduction", self.reduction, " or ".join(REDUCTIONS))
-        whole = self.sampling.top_p == 1.0 and self.sampling.top_k == 0
+        sampling = self.sampling
+        whole = sampling.top_p == 1.0 and sampling.top_k == 0 and sampling.min_p == 0.0
         clip = self.importance_clip
         require(
             not self.divergence.prefix_score
             or (whole and self.sampling.temperature == 1.0 and clip is None),
             "divergence",
             divergence,
-            "used with temperature 1, top_p 1, top_k 0 and importance_clip null: its prefix score "
-            "is that of completions drawn from the student itself",
+            "used with temperature 1, top_p 1, top_k 0, min_p 0 and importance_clip null: its "
+            "prefix score is that of completions drawn from the student itself",
         )
         require(
             clip is None or (1.0 <= clip < math.inf and whole and self.sampling.temperature > 0.0),
             "importance_clip",
             clip,
-            "at least 1 and used with top_p 1, top_k 0 and a temperature above 0: a truncated "
-            "distribution has no ratio to the student's",
+            "at least 1 and used with top_p 1, top_k 0, min_p 0 and a temperature above 0: a "
+            "truncated distribution has no ratio to the student's",
         )
 
     def _log_rollout(self, rollout: Rollout, seconds: float) -> None:
