@@ -266,6 +266,7 @@ class SDFTModule(ContinualModule):
                     replace(self.sampling, max_new_tokens=self.watched_openings.max_tokens),
                     end_ids=self.end_ids,
                     generator=torch.Generator(self.device).manual_seed(seed),
+                    decode=self.tokenizer.decode,
                 )
             rate = self.watched_openings.rate(beginnings.completions)
             self.log("train/opening_rate_teacher", rate, batch_size=len(batch))
