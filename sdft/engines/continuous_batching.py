@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
@@ -59,9 +60,10 @@ class ContinuousBatchingEngine:
             max_memory_percent=self._max_memory_percent,
             seed=draw_seeds(generator, 1)[0],
         )
+        generate_batch: Any = model.generate_batch  # a mixin of the model's own class
         # The sampler seeds the global random state.
         with torch.random.fork_rng(), evaluation_mode(model), neutral_generation_config(model):
-            results = model.generate_batch(
+            results = generate_batch(
                 inputs=[list(prompt) for prompt in prompts],
                 generation_config=_generation_config(settings, end_ids),
                 continuous_batching_config=cache,
@@ -85,7 +87,7 @@ def _generation_config(settings: SamplingSettings, end_ids: frozenset[int]) -> G
         "top_k": settings.top_k,
         "min_p": settings.min_p or None,
     }
-    return GenerationConfig(
+    return GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=settings.max_new_tokens,
         eos_token_id=sorted(end_ids) or -1,
         repetition_penalty=1.0,

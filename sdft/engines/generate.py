@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,10 +48,11 @@ class GenerateEngine:
         ending = Ending(end_ids, settings.stop_strings, decode)
         width = max(map(len, prompts))
         choice = _Choice(settings, generator)
+        generate: Any = model.generate  # a mixin of the model's own class
         with torch.inference_mode(), evaluation_mode(model), neutral_generation_config(model):
-            ids = model.generate(
+            ids = generate(
                 **_left_padded(prompts, width, model.device),
-                generation_config=GenerationConfig(
+                generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
                     max_new_tokens=settings.max_new_tokens, do_sample=False, use_cache=True
                 ),
                 logits_processor=LogitsProcessorList([choice]),
@@ -76,14 +78,14 @@ def neutral_generation_config(model: PreTrainedModel) -> Iterator[None]:
     penalties, truncation.
     """
     shipped = model.generation_config
-    model.generation_config = GenerationConfig()
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         model.generation_config = shipped
 
 
-class _Choice(LogitsProcessor):  # type: ignore[misc]
+class _Choice(LogitsProcessor):
     """Draws every row's next token and bans all others."""
 
     def __init__(self, settings: SamplingSettings, generator: torch.Generator | None) -> None:
@@ -98,7 +100,7 @@ class _Choice(LogitsProcessor):  # type: ignore[misc]
         return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
 
 
-class _AllEnded(StoppingCriteria):  # type: ignore[misc]
+class _AllEnded(StoppingCriteria):
     """Stops once every row has ended; what a row says after its end is cut off later."""
 
     def __init__(self, ending: Ending, width: int, num_rows: int) -> None:
