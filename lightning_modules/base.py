@@ -18,6 +18,7 @@ from sdft.cost import LapClock
 from sdft.engines import make_engine
 from sdft.head import VocabularyHead
 from sdft.lora import LoRA, backbone_state, digest, trained_parameters
+from sdft.losses import reduction_weights
 from sdft.micro_batches import hidden_states_in_parts
 from sdft.models import load_model
 from sdft.rollout import SamplingSettings
@@ -59,6 +60,7 @@ class ContinualModule(L.LightningModule):
     """
 
     method_name = "none"
+    reduction: str  # what the loss averages over, one of sdft.losses.REDUCTIONS
 
     def __init__(
         self,
@@ -144,6 +146,23 @@ class ContinualModule(L.LightningModule):
     ) -> Tensor:
         """(N, D) hidden states that predict the loss-bearing tokens, in micro-batches."""
         return hidden_states_in_parts(model, prompts, completions, positions, self.micro_batch_size)
+
+    def token_weights(self, rows: Tensor, num_sequences: int) -> Tensor:
+        """(N,) weights of loss tokens: the reduction over the sequences of all ranks.
+
+        Args:
+            rows: (N,) the sequence of this rank that each token belongs to.
+            num_sequences: Sequences of this rank.
+        """
+        totals = torch.tensor([len(rows), num_sequences], device=self.device)
+        num_tokens, num_sequences = self.trainer.strategy.reduce(totals, reduce_op="sum").tolist()
+        return reduction_weights(
+            self.reduction,
+            rows,
+            num_sequences,
+            num_tokens=max(num_tokens, 1),
+            averaged_over=self.trainer.world_size,
+        )
 
     def fixed_settings(self) -> dict[str, str]:
         """What a resumed run must share with its checkpoint, by the option's name."""

@@ -17,7 +17,6 @@ from sdft.losses import (
     effective_sample_size,
     importance_weights,
     make_divergence,
-    reduction_weights,
 )
 from sdft.objective import distillation_loss, token_logprobs
 from sdft.openings import WATCHED_OPENINGS, Openings
@@ -217,8 +216,8 @@ class SDFTModule(ContinualModule):
         skipped = torch.tensor(self.early_mask(rollout), device=self.device)
         bears_loss = positions.offsets >= skipped[positions.rows]
         weights = torch.zeros(len(positions), device=self.device)
-        weights[bears_loss] = reduction_weights(
-            self.reduction, positions.rows[bears_loss], positions.num_sequences
+        weights[bears_loss] = self.token_weights(
+            positions.rows[bears_loss], positions.num_sequences
         )
         if self.importance_clip is None:
             return weights
