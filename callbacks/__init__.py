@@ -1,6 +1,7 @@
-"""Observers of a run: retention, checkpoints, exports, progress."""
+"""Observers of a run: retention, cost, checkpoints, exports, progress."""
 
 from callbacks.checkpointing import AtomicCheckpointIO, StageCheckpoint
+from callbacks.cost import CostTracker
 from callbacks.export import StageExport
 from callbacks.progress import StageProgressBar
 from callbacks.retention import RetentionTracker
@@ -8,6 +9,7 @@ from callbacks.rollouts import RolloutText
 
 __all__ = [
     "AtomicCheckpointIO",
+    "CostTracker",
     "RetentionTracker",
     "RolloutText",
     "StageCheckpoint",

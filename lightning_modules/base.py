@@ -14,11 +14,14 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
+from sdft.cost import LapClock
+from sdft.engines import make_engine
 from sdft.head import VocabularyHead
 from sdft.lora import LoRA, backbone_state, digest, trained_parameters
+from sdft.losses import reduction_weights
 from sdft.micro_batches import hidden_states_in_parts
 from sdft.models import load_model
-from sdft.rollout import SamplingSettings, sample
+from sdft.rollout import SamplingSettings
 from sdft.scoring import LossPositions
 from sdft.stages import StagePlan, mix_seed
 from sdft.types import EvaluationBatch, Rollout, TokenIds
@@ -39,6 +42,12 @@ class ContinualModule(L.LightningModule):
         weight_decay: AdamW's decoupled weight decay.
         warmup_steps: Optimizer steps of linear warm-up at the start of every stage.
         max_completion_tokens: Longest completion in rollouts and in evaluation.
+        stop_strings: Completions end, in rollouts and in evaluation, with the token that completes
+            one of these texts; null for none.
+        rollout_engine: What computes completions, in rollouts and in evaluation: in_place (the
+            training weights where they are), generate (transformers), continuous_batching
+            (transformers, on a GPU) or vllm (a server that is sent the weights).
+        rollout_engine_options: The engine's own options; null for its defaults.
         lora: Train low-rank adapters on a frozen backbone; null trains all weights.
         micro_batch_size: Rows scored and differentiated at a time, for memory; null for the whole
             batch. Loss and gradient do not depend on it; smaller parts take longer.
@@ -51,6 +60,7 @@ class ContinualModule(L.LightningModule):
     """
 
     method_name = "none"
+    reduction: str  # what the loss averages over, one of sdft.losses.REDUCTIONS
 
     def __init__(
         self,
@@ -60,6 +70,9 @@ class ContinualModule(L.LightningModule):
         weight_decay: float = 0.0,
         warmup_steps: int = 10,
         max_completion_tokens: int = 1024,
+        stop_strings: list[str] | None = None,
+        rollout_engine: str = "in_place",
+        rollout_engine_options: dict[str, Any] | None = None,
         lora: LoRA | None = None,
         micro_batch_size: int | None = None,
         activation_checkpointing: bool = False,
@@ -86,9 +99,13 @@ class ContinualModule(L.LightningModule):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
-        self.greedy = SamplingSettings(max_completion_tokens, temperature=0.0)
+        self.greedy = SamplingSettings(
+            max_completion_tokens, temperature=0.0, stop_strings=tuple(stop_strings or ())
+        )
+        self.rollout_engine = make_engine(rollout_engine, **(rollout_engine_options or {}))
         self.seed = seed
         self.last_rollout: Rollout | None = None  # of the last training step, for callbacks
+        self.clock = LapClock()  # seconds of its phases, for callbacks
         self._accuracies: dict[str, MeanMetric] = {}
 
     @property
@@ -130,6 +147,23 @@ class ContinualModule(L.LightningModule):
         """(N, D) hidden states that predict the loss-bearing tokens, in micro-batches."""
         return hidden_states_in_parts(model, prompts, completions, positions, self.micro_batch_size)
 
+    def token_weights(self, rows: Tensor, num_sequences: int) -> Tensor:
+        """(N,) weights of loss tokens: the reduction over the sequences of all ranks.
+
+        Args:
+            rows: (N,) the sequence of this rank that each token belongs to.
+            num_sequences: Sequences of this rank.
+        """
+        totals = torch.tensor([len(rows), num_sequences], device=self.device)
+        num_tokens, num_sequences = self.trainer.strategy.reduce(totals, reduce_op="sum").tolist()
+        return reduction_weights(
+            self.reduction,
+            rows,
+            num_sequences,
+            num_tokens=max(num_tokens, 1),
+            averaged_over=self.trainer.world_size,
+        )
+
     def fixed_settings(self) -> dict[str, str]:
         """What a resumed run must share with its checkpoint, by the option's name."""
         if self.lora is None:
@@ -169,9 +203,19 @@ class ContinualModule(L.LightningModule):
         return digest(self._backbone())
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Make dropout's noise, as the rollouts', a function of the counters alone."""
+        """Start the clock; make dropout's noise a function of the counters, as the rollouts' is."""
+        self.clock.start(self.device)
         parts = (self.trainer.global_step, self.trainer.global_rank, DROPOUT)
         torch.manual_seed(mix_seed(self.seed, *parts))
+
+    def on_after_backward(self) -> None:
+        """Attribute the time to the backward pass."""
+        self.clock.lap("backward")
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step the student."""
+        super().optimizer_step(*args, **kwargs)
+        self.clock.lap("optimizer")
 
     def rollout_generator(self) -> torch.Generator:
         """The sampling noise of this optimizer step: a function of the counters alone."""
@@ -200,7 +244,13 @@ class ContinualModule(L.LightningModule):
         self._log_accuracies("test_accuracy")
 
     def _evaluate(self, batch: EvaluationBatch) -> None:
-        rollout = sample(self.student, batch.prompts, self.greedy, end_ids=self.end_ids)
+        rollout = self.rollout_engine(
+            self.student,
+            batch.prompts,
+            self.greedy,
+            end_ids=self.end_ids,
+            decode=self.tokenizer.decode,
+        )
         answers = self.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
         accuracy = self._accuracies.setdefault(batch.task, MeanMetric().to(self.device))
         for row, answer in zip(batch.rows, answers, strict=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +17,6 @@ from sdft.losses import (
     effective_sample_size,
     importance_weights,
     make_divergence,
-    reduction_weights,
 )
 from sdft.objective import distillation_loss, token_logprobs
 from sdft.openings import WATCHED_OPENINGS, Openings
@@ -72,6 +70,8 @@ class SDFTModule(ContinualModule):
         temperature: Sampling temperature of the rollouts.
         top_p: Nucleus of the rollouts; 1 samples the student's own distribution.
         top_k: Rollout tokens come from the k most likely; 0 for all.
+        min_p: Rollout tokens have at least this share of the most likely one's probability; 0 for
+            all.
         importance_clip: Weight each loss token by min(p_student / p_sampler, this), for a sampler
             that is another engine than the trainer; null is off and free. It costs one more
             projection. Logged: train/importance_mean, and train/importance_ess, the effective
@@ -98,6 +98,7 @@ class SDFTModule(ContinualModule):
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
+        min_p: float = 0.0,
         importance_clip: float | None = None,
         **base: Any,
     ) -> None:
@@ -115,7 +116,12 @@ class SDFTModule(ContinualModule):
         )
         self.teacher_samples_every = teacher_samples_every
         self.sampling = SamplingSettings(
-            self.greedy.max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k
+            self.greedy.max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            stop_strings=self.greedy.stop_strings,
         )
         self.importance_clip = importance_clip
         self._check_objective(divergence)
@@ -154,22 +160,24 @@ class SDFTModule(ContinualModule):
             temperature=self.distillation_temperature,
             sequence_index=positions.rows,
         ).loss
+        self.clock.lap("student")
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         self._log_openings(batch, rollout)
         return loss
 
     def sample(self, batch: DemonstrationBatch) -> Rollout:
         """One completion per prompt from the student."""
-        start = time.perf_counter()
-        rollout = sample(
+        rollout = self.rollout_engine(
             self.student,
             batch.student_prompts,
             self.sampling,
             end_ids=self.end_ids,
             generator=self.rollout_generator(),
             drafts=batch.demonstrations,
+            decode=self.tokenizer.decode,
         )
-        self._log_rollout(rollout, time.perf_counter() - start)
+        self.clock.lap("sample")
+        self._log_rollout(rollout)
         self.last_rollout = rollout
         return rollout
 
@@ -184,7 +192,11 @@ class SDFTModule(ContinualModule):
     ) -> Tensor:
         """(N, D) hidden states of the teacher, the demonstration in its context."""
         with self.teacher.scoring(self.student) as model:
-            return self.hidden_states(model, batch.teacher_prompts, rollout.completions, positions)
+            hidden = self.hidden_states(
+                model, batch.teacher_prompts, rollout.completions, positions
+            )
+        self.clock.lap("teacher")
+        return hidden
 
     def score_student(
         self, batch: DemonstrationBatch, rollout: Rollout, positions: LossPositions
@@ -204,8 +216,8 @@ class SDFTModule(ContinualModule):
         skipped = torch.tensor(self.early_mask(rollout), device=self.device)
         bears_loss = positions.offsets >= skipped[positions.rows]
         weights = torch.zeros(len(positions), device=self.device)
-        weights[bears_loss] = reduction_weights(
-            self.reduction, positions.rows[bears_loss], positions.num_sequences
+        weights[bears_loss] = self.token_weights(
+            positions.rows[bears_loss], positions.num_sequences
         )
         if self.importance_clip is None:
             return weights
@@ -235,6 +247,7 @@ class SDFTModule(ContinualModule):
         """Step the student, then let the teacher follow."""
         super().optimizer_step(*args, **kwargs)
         self.teacher.follow(self.student, self.trainer.global_step + 1)
+        self.clock.lap("teacher_update")
 
     def _log_openings(self, batch: DemonstrationBatch, rollout: Rollout) -> None:
         """How often student and teacher begin with a watched phrase."""
@@ -252,6 +265,7 @@ class SDFTModule(ContinualModule):
                     replace(self.sampling, max_new_tokens=self.watched_openings.max_tokens),
                     end_ids=self.end_ids,
                     generator=torch.Generator(self.device).manual_seed(seed),
+                    decode=self.tokenizer.decode,
                 )
             rate = self.watched_openings.rate(beginnings.completions)
             self.log("train/opening_rate_teacher", rate, batch_size=len(batch))
@@ -262,26 +276,27 @@ class SDFTModule(ContinualModule):
         require(skipped >= 0, "num_loss_tokens_to_skip", skipped, "0 or more")
         require(temperature > 0.0, "distillation_temperature", temperature, "above 0")
         require(self.reduction in REDUCTIONS, "reduction", self.reduction, " or ".join(REDUCTIONS))
-        whole = self.sampling.top_p == 1.0 and self.sampling.top_k == 0
+        sampling = self.sampling
+        whole = sampling.top_p == 1.0 and sampling.top_k == 0 and sampling.min_p == 0.0
         clip = self.importance_clip
         require(
             not self.divergence.prefix_score
-            or (whole and self.sampling.temperature == 1.0 and clip is None),
+            or (whole and sampling.temperature == 1.0 and clip is None),
             "divergence",
             divergence,
-            "used with temperature 1, top_p 1, top_k 0 and importance_clip null: its prefix score "
-            "is that of completions drawn from the student itself",
+            "used with temperature 1, top_p 1, top_k 0, min_p 0 and importance_clip null: its "
+            "prefix score is that of completions drawn from the student itself",
         )
         require(
-            clip is None or (1.0 <= clip < math.inf and whole and self.sampling.temperature > 0.0),
+            clip is None or (1.0 <= clip < math.inf and whole and sampling.temperature > 0.0),
             "importance_clip",
             clip,
-            "at least 1 and used with top_p 1, top_k 0 and a temperature above 0: a truncated "
-            "distribution has no ratio to the student's",
+            "at least 1 and used with top_p 1, top_k 0, min_p 0 and a temperature above 0: a "
+            "truncated distribution has no ratio to the student's",
         )
 
-    def _log_rollout(self, rollout: Rollout, seconds: float) -> None:
-        rows = len(rollout.completions)
+    def _log_rollout(self, rollout: Rollout) -> None:
+        rows, seconds = len(rollout.completions), self.clock.seconds["sample"]
         self.log("train/completion_length", rollout.num_tokens / rows, batch_size=rows)
         self.log("train/ended", sum(rollout.ended) / rows, batch_size=rows)
         self.log("train/tokens_per_s", rollout.num_tokens / seconds, prog_bar=True, batch_size=rows)

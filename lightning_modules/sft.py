@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_modules.base import ContinualModule, require
-from sdft.losses import REDUCTIONS, reduction_weights
+from sdft.losses import REDUCTIONS
 from sdft.objective import cross_entropy_loss
 from sdft.scoring import LossPositions
 from sdft.types import DemonstrationBatch
@@ -39,8 +39,9 @@ class SFTModule(ContinualModule):
             hidden,
             self.student_head,
             positions.tokens,
-            reduction_weights(self.reduction, positions.rows, positions.num_sequences),
+            self.token_weights(positions.rows, positions.num_sequences),
         )
+        self.clock.lap("student")
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         self.log("train/loss_tokens", float(len(positions)), batch_size=len(batch))
         return loss

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from sdft.endings import Ending
 from sdft.types import Rollout, TokenIds
 
 # Drafted tokens read per forward pass, over all rows. Up to about this many tokens, reading the
@@ -28,7 +29,7 @@ class Decoding:
         prompts: B non-empty token-id lists.
         drafts: B guesses of the completions, may be empty.
         max_new_tokens: Longest completion.
-        end_ids: Tokens that end a completion.
+        ending: Where a completion ends.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Decoding:
         prompts: Sequence[TokenIds],
         drafts: Sequence[TokenIds],
         max_new_tokens: int,
-        end_ids: frozenset[int],
+        ending: Ending,
     ) -> None:
         self._model = model
         self._device = model.device
@@ -45,9 +46,10 @@ class Decoding:
         self._cache = DynamicCache(config=model.config)
         self._drafts = drafts if _can_drop_columns(self._cache) else [[]] * len(prompts)
         self._max_new_tokens = max_new_tokens
-        self._end_ids = end_ids
+        self._ending = ending
         self._completions: list[list[int]] = [[] for _ in prompts]
         self._logprobs: list[list[float]] = [[] for _ in prompts]
+        self._ended = [False] * len(prompts)
         self._reach = [DRAFT_BUDGET] * len(prompts)  # how far a row's next draft may go
         self.active = list(range(len(prompts)))
 
@@ -98,7 +100,7 @@ class Decoding:
         return Rollout(
             completions=self._completions,
             logprobs=self._logprobs,
-            ended=[completion[-1] in self._end_ids for completion in self._completions],
+            ended=self._ended,
         )
 
     def _extend(self, row: int, draft: TokenIds, draws: list[tuple[int, float]]) -> int:
@@ -106,8 +108,9 @@ class Decoding:
         for confirmed, (token, logprob) in enumerate(draws):
             self._completions[row].append(token)
             self._logprobs[row].append(logprob)
+            self._ended[row] = self._ending.ends(self._completions[row])
             agrees = confirmed < len(draft) and token == draft[confirmed]
-            if not agrees or token in self._end_ids:
+            if not agrees or self._ended[row]:
                 break
         # A draft that held is trusted twice as far, one that failed little further than it held.
         self._reach[row] = 2 * confirmed + 1
@@ -166,7 +169,7 @@ class Decoding:
         keep = [
             index
             for index, row in enumerate(self.active)
-            if self._completions[row][-1] not in self._end_ids and self._room(row)
+            if not self._ended[row] and self._room(row)
         ]
         if 0 < len(keep) < len(self.active):
             rows = self._tensor(keep)

@@ -15,6 +15,7 @@ fewer passes a rollout takes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sdft.decoding import Decoding
+from sdft.endings import Decode, Ending
 from sdft.packing import can_pack, packed_linears
 from sdft.types import Rollout, TokenIds
 
@@ -42,6 +44,8 @@ class SamplingSettings:
         temperature: Logits are divided by it; 0 takes the most likely token (greedy).
         top_p: Keep the smallest set of tokens with at least this probability; 1 keeps all.
         top_k: Keep the k most likely tokens; 0 keeps all.
+        min_p: Ban tokens less likely than this share of the most likely one; 0 keeps all.
+        stop_strings: A completion ends with the token that completes one of these texts.
 
     Raises:
         ValueError: A value is out of range.
@@ -51,6 +55,8 @@ class SamplingSettings:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    stop_strings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         checks = {
@@ -58,6 +64,8 @@ class SamplingSettings:
             "temperature": (self.temperature >= 0, "0 (greedy) or more"),
             "top_p": (0 < self.top_p <= 1, "in (0, 1]"),
             "top_k": (self.top_k >= 0, "0 (all tokens) or more"),
+            "min_p": (0 <= self.min_p <= 1, "in [0, 1]"),
+            "stop_strings": (all(self.stop_strings), "texts of at least one character"),
         }
         for name, (holds, expected) in checks.items():
             if not holds:
@@ -87,31 +95,31 @@ def sample(
     end_ids: frozenset[int],
     generator: torch.Generator | None = None,
     drafts: Sequence[TokenIds] | None = None,
+    decode: Decode | None = None,
 ) -> Rollout:
     """Draw one completion per prompt.
 
     Args:
         model: Causal language model; its weights are read in place.
         prompts: B non-empty token-id lists.
-        settings: Length limit, temperature, top-p, top-k.
+        settings: Length limit, temperature, truncation, stop strings.
         end_ids: Tokens that end a completion; they are part of it.
         generator: Source of the sampling noise, on the model's device; not needed when greedy.
         drafts: B guesses of the completions; they save forward passes and do not move the
             distribution of the completions.
+        decode: Token ids to text, special tokens spelled out; needed for stop strings alone.
 
     Returns:
         B completions in the order of the prompts.
 
     Raises:
-        ValueError: A prompt is empty, or sampling was asked for without a generator.
+        ValueError: A prompt is empty, sampling was asked for without a generator, or stop
+            strings without decode.
     """
-    if settings.temperature > 0 and generator is None:
-        raise ValueError("sampling at a temperature above 0 needs a generator")
-    if any(not prompt for prompt in prompts):
-        raise ValueError(f"prompt {[bool(p) for p in prompts].index(False)} has no tokens")
-    decoding = Decoding(
-        model, prompts, drafts or [[]] * len(prompts), settings.max_new_tokens, end_ids
-    )
+    check_request(prompts, settings, generator)
+    ending = Ending(end_ids, settings.stop_strings, decode)
+    drafts = drafts or [[]] * len(prompts)
+    decoding = Decoding(model, prompts, drafts, settings.max_new_tokens, ending)
     with torch.inference_mode(), evaluation_mode(model), ExitStack() as packing:
         logits = decoding.prefill()
         for num_steps in count():
@@ -122,6 +130,20 @@ def sample(
                 packing.enter_context(packed_linears(model))
             logits = decoding.step()
     return decoding.rollout()
+
+
+def check_request(
+    prompts: Sequence[TokenIds], settings: SamplingSettings, generator: torch.Generator | None
+) -> None:
+    """Refuse what no engine can answer.
+
+    Raises:
+        ValueError: A prompt is empty, or sampling was asked for without a generator.
+    """
+    if settings.temperature > 0 and generator is None:
+        raise ValueError("sampling at a temperature above 0 needs a generator")
+    if any(not prompt for prompt in prompts):
+        raise ValueError(f"prompt {[bool(p) for p in prompts].index(False)} has no tokens")
 
 
 def draw(
@@ -148,7 +170,7 @@ def draw(
 
 
 def _truncate(logits: Tensor, settings: SamplingSettings) -> Tensor:
-    """Ban every token outside of top-k and of the top-p nucleus; (B, V) to (B, V)."""
+    """Ban tokens outside of top-k, then of the top-p nucleus, then below min-p; (B, V)."""
     if 0 < settings.top_k < logits.shape[-1]:
         threshold = logits.topk(settings.top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < threshold, -torch.inf)
@@ -158,4 +180,7 @@ def _truncate(logits: Tensor, settings: SamplingSettings) -> Tensor:
         # A token stays while the probability before it has not reached top_p.
         banned = probabilities.cumsum(-1) - probabilities >= settings.top_p
         logits = logits.masked_fill(banned.scatter(1, order, banned), -torch.inf)
+    if settings.min_p > 0:
+        threshold = logits.amax(-1, keepdim=True) + math.log(settings.min_p)
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
     return logits

@@ -58,8 +58,12 @@ PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [3], [20, 21, 22, 23]]
 
 @pytest.fixture(params=list(MODELS))
 def model(request):
+    return random_model(request.param)
+
+
+def random_model(name):
     torch.manual_seed(0)
-    model = MODELS[request.param]().eval()
+    model = MODELS[name]().eval()
     with torch.no_grad():  # spread the logits, so that greedy choices are not close calls
         for parameter in model.parameters():
             parameter.mul_(3.0) if parameter.dim() > 1 else None
@@ -222,6 +226,56 @@ def test_top_k_and_top_p_ban_the_tail_and_renormalise():
     assert set(tokens.tolist()) == {0, 1, 2}
 
 
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"min_p": 0.6}, [0.4, 0.3]),
+        ({"min_p": 0.6, "top_k": 3}, [0.4, 0.3]),
+        ({"min_p": 0.1, "top_k": 3}, [0.4, 0.3, 0.2]),
+        ({"min_p": 0.9, "top_p": 0.65}, [0.4]),
+        ({"min_p": 0.1, "top_p": 0.65}, [0.4, 0.3]),
+        ({"min_p": 1.0}, [0.4]),
+    ],
+)
+def test_min_p_bans_what_is_unlikely_beside_the_most_likely_token(options, kept):
+    logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log().repeat(500, 1)
+    generator = torch.Generator().manual_seed(0)
+    tokens, logprobs = draw(logits, SamplingSettings(1, **options), generator)
+    assert set(tokens.tolist()) == set(range(len(kept)))
+    expected = (torch.tensor(kept) / sum(kept)).log()
+    torch.testing.assert_close(logprobs, expected[tokens])
+
+
+def spelled(tokens):
+    """Three characters a token, so that texts run across tokens."""
+    return "".join(f"{token:03d}" for token in tokens)
+
+
+@pytest.mark.parametrize("kind", [None, "right", "wrong", "substituted", "too long"])
+def test_a_stop_string_ends_a_completion_with_the_token_that_completes_it(tiny, kind):
+    free = sample(tiny.model, PROMPTS, SamplingSettings(12, temperature=0), end_ids=frozenset())
+    stop = spelled(free.completions[0])[5:10]  # parts of tokens 1 and 3, and token 2
+    settings = SamplingSettings(12, temperature=0, stop_strings=(stop, "no such text"))
+    rollout = sample(
+        tiny.model,
+        PROMPTS,
+        settings,
+        end_ids=frozenset(),
+        drafts=kind and drafts_of(free.completions, kind),
+        decode=spelled,
+    )
+    lengths = [
+        next((n for n in range(1, 13) if stop in spelled(completion[:n])), 12)
+        for completion in free.completions
+    ]
+    assert lengths[0] <= 4
+    assert rollout.completions == [
+        completion[:length] for completion, length in zip(free.completions, lengths, strict=True)
+    ]
+    assert list(map(len, rollout.logprobs)) == lengths
+    assert rollout.ended == [stop in spelled(completion) for completion in rollout.completions]
+
+
 def test_generation_in_training_mode_equals_generation_in_eval_mode(tiny):
     settings = SamplingSettings(6, temperature=0)
     expected = sample(tiny.model, PROMPTS, settings, end_ids=frozenset()).completions
@@ -247,6 +301,8 @@ def test_evaluation_mode_restores_each_submodules_own_mode(tiny):
         ({"max_new_tokens": 1, "temperature": -1.0}, "temperature is -1"),
         ({"max_new_tokens": 1, "top_p": 0.0}, "top_p is 0"),
         ({"max_new_tokens": 1, "top_k": -2}, "top_k is -2"),
+        ({"max_new_tokens": 1, "min_p": 1.5}, "min_p is 1.5"),
+        ({"max_new_tokens": 1, "stop_strings": ("a", "")}, "stop_strings is"),
     ],
 )
 def test_settings_out_of_range_are_refused(options, complaint):
@@ -259,3 +315,9 @@ def test_sampling_without_a_generator_or_with_an_empty_prompt_is_refused(tiny):
         sample(tiny.model, [[1]], SamplingSettings(2), end_ids=frozenset())
     with pytest.raises(ValueError, match="prompt 1 has no tokens"):
         sample(tiny.model, [[1], []], SamplingSettings(2, temperature=0), end_ids=frozenset())
+
+
+def test_stop_strings_without_a_way_to_read_them_are_refused(tiny):
+    settings = SamplingSettings(2, temperature=0, stop_strings=("x",))
+    with pytest.raises(ValueError, match="need decode"):
+        sample(tiny.model, [[1]], settings, end_ids=frozenset())

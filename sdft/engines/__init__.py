@@ -1,0 +1,77 @@
+"""Rollout engines by name: what turns prompts into completions, for training and evaluation.
+
+Every engine has the interface of :func:`sdft.rollout.sample`, the default. They differ in where
+the tokens are computed, never in what is asked for.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from sdft.endings import Decode
+from sdft.engines.continuous_batching import ContinuousBatchingEngine
+from sdft.engines.generate import GenerateEngine
+from sdft.engines.vllm import VLLMEngine
+from sdft.rollout import SamplingSettings, sample
+from sdft.types import Rollout, TokenIds
+
+
+class Engine(Protocol):
+    """Draws one completion per prompt; see :func:`sdft.rollout.sample`."""
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[TokenIds],
+        settings: SamplingSettings,
+        *,
+        end_ids: frozenset[int],
+        generator: torch.Generator | None = None,
+        drafts: Sequence[TokenIds] | None = None,
+        decode: Decode | None = None,
+    ) -> Rollout:
+        """B completions in the order of the prompts."""
+        ...
+
+
+def _in_place() -> Engine:
+    return sample
+
+
+ENGINES: dict[str, Callable[..., Engine]] = {
+    "in_place": _in_place,
+    "generate": GenerateEngine,
+    "continuous_batching": ContinuousBatchingEngine,
+    "vllm": VLLMEngine,
+}
+
+
+def make_engine(name: str, **options: Any) -> Engine:
+    """Build the engine of a name.
+
+    Args:
+        name: in_place, generate, continuous_batching or vllm.
+        options: The engine's own, see its class.
+
+    Returns:
+        The engine, ready to sample.
+
+    Raises:
+        ValueError: Unknown name or option, or one is missing; names the choices.
+    """
+    if name not in ENGINES:
+        raise ValueError(f"rollout_engine is {name}; it must be {' or '.join(ENGINES)}")
+    known = inspect.signature(ENGINES[name]).parameters
+    for option in options:
+        if option not in known:
+            choices = ", ".join(known) or "none"
+            raise ValueError(f"rollout_engine {name} has no option {option}; it has: {choices}")
+    for option, parameter in known.items():
+        if parameter.default is parameter.empty and option not in options:
+            raise ValueError(f"rollout_engine {name} needs {option} in rollout_engine_options")
+    return ENGINES[name](**options)
