@@ -10,8 +10,10 @@ over a sequence's tokens and then over sequences. Ours is what `SDFTModule.train
 after the rollout. Completions have several lengths, one of them shorter than the mask.
 
 The last line is JSON: the largest relative differences over forward and reverse KL, of the loss
-and, in the Euclidean norm over all parameters, of the gradient. ``--quick`` takes the tiny random
-model instead of SmolLM2-135M-Instruct.
+and, in the Euclidean norm over all parameters, of the gradient. Both sides compute in float64, so
+that what differs is the mathematics; ``--dtype float32`` adds the rounding of two backward passes
+over differently padded batches. ``--quick`` takes the tiny random model instead of
+SmolLM2-135M-Instruct.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the tiny random model")
     parser.add_argument("--trl_python", default=".venv-trl/bin/python", help="TRL's interpreter")
     parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float64")
     arguments = parser.parse_args()
     if not Path(arguments.trl_python).is_file():
         raise SystemExit(
@@ -58,6 +61,7 @@ def main() -> None:
     loaded.model.eval()
     if arguments.quick:  # random weights are near zero, and so are divergences between such models
         loaded.model.get_output_embeddings().weight.data.mul_(SPREAD)
+    loaded.model.to(getattr(torch, arguments.dtype))
     teacher = noisy_copy(loaded)
     batch = random_batch(loaded.model.config.vocab_size)
     with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +82,7 @@ def noisy_copy(loaded: LoadedModel) -> LoadedModel:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in teacher.model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
+            noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
             parameter += TEACHER_NOISE * parameter.std() * noise
     return teacher
 

@@ -1,5 +1,6 @@
 """Against a server that speaks the part of vLLM's HTTP interface the engine uses."""
 
+import copy
 import json
 import threading
 import time
@@ -29,6 +30,7 @@ class Stub(ThreadingHTTPServer):
         self.version, self.mode, self.models = "0.33.1", "processed_logprobs", ["tiny"]
         self.delay, self.failures, self.answer = 0.0, [], self.complete
         self.seen, self.requests, self.pushed = [], [], []
+        self.fresh = load_model("tiny-random").model
         self.restart()
 
     @property
@@ -36,7 +38,7 @@ class Stub(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def restart(self):
-        self.model, self.label = load_model("tiny-random").model, "default"
+        self.model, self.label = copy.deepcopy(self.fresh), "default"
 
     def get(self, path):
         return {
@@ -122,7 +124,7 @@ def stub(monkeypatch):
 @pytest.fixture
 def connect(stub, tmp_path):
     return lambda **options: make_engine(
-        "vllm", sync_dir=str(tmp_path / "sync"), url=stub.url, **{"retries": 2, **options}
+        "vllm", sync_dir=str(tmp_path / "sync"), **{"url": stub.url, "retries": 2, **options}
     )
 
 

@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def make_trainer(folder: Path, alpha: float, num_skipped: int) -> SDFTTrainer:
-    """A trainer in float32 with the divergence over all logits and the saved teacher."""
+    """A trainer in the saved type with the divergence over all logits and the saved teacher."""
     settings = SDFTConfig(
         output_dir=str(folder / "trl"),
         distillation_mode="full_logits",
@@ -52,7 +52,7 @@ def make_trainer(folder: Path, alpha: float, num_skipped: int) -> SDFTTrainer:
         num_generations=1,
         temperature=1.0,
         teacher_model_kind="base",
-        model_init_kwargs={"dtype": "float32"},
+        model_init_kwargs={"dtype": "auto"},
         bf16=False,
         use_cpu=True,
         gradient_checkpointing=False,
@@ -65,7 +65,7 @@ def make_trainer(folder: Path, alpha: float, num_skipped: int) -> SDFTTrainer:
         train_dataset=Dataset.from_list([row] * 8),
         processing_class=AutoTokenizer.from_pretrained(folder / "student", padding_side="left"),
     )
-    saved = AutoModelForCausalLM.from_pretrained(folder / "teacher", dtype=torch.float32)
+    saved = AutoModelForCausalLM.from_pretrained(folder / "teacher", dtype="auto")
     trainer.teacher_model.load_state_dict(saved.state_dict())
     return trainer
 
