@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, distributed
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
@@ -154,14 +154,17 @@ class ContinualModule(L.LightningModule):
             rows: (N,) the sequence of this rank that each token belongs to.
             num_sequences: Sequences of this rank.
         """
-        totals = torch.tensor([len(rows), num_sequences], device=self.device)
-        num_tokens, num_sequences = self.trainer.strategy.reduce(totals, reduce_op="sum").tolist()
+        totals, num_ranks = torch.tensor([len(rows), num_sequences], device=self.device), 1
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(totals)
+            num_ranks = distributed.get_world_size()
+        num_tokens, num_sequences = totals.tolist()
         return reduction_weights(
             self.reduction,
             rows,
             num_sequences,
             num_tokens=max(num_tokens, 1),
-            averaged_over=self.trainer.world_size,
+            averaged_over=num_ranks,
         )
 
     def fixed_settings(self) -> dict[str, str]:
