@@ -12,6 +12,9 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_model
+from transformers import PreTrainedModel
+
 
 def write_bytes_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file as a whole, creating its parent directories.
@@ -70,3 +73,14 @@ def _flush_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def save_on_any_rank(model: PreTrainedModel, directory: Path) -> None:
+    """Write a model's configuration and weights as transformers reads them.
+
+    ``save_pretrained`` writes nothing on other ranks than the first, without a word; a shared cache
+    is written by whichever process comes first.
+    """
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(directory)
+    save_model(model, str(directory / "model.safetensors"), metadata={"format": "pt"})

@@ -30,6 +30,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from sdft.files import save_on_any_rank
 from sdft.lora import BACKBONE_DTYPES, LoRA, add_adapters, merged
 from sdft.tiny import write_tiny_model
 
@@ -218,5 +219,5 @@ def _dequantize(file: Path, directory: Path) -> None:
     )
     model.load_state_dict(loaded.state_dict())
     model.generation_config = loaded.generation_config
-    model.save_pretrained(directory)
+    save_on_any_rank(model, directory)
     tokenizer.save_pretrained(directory)

@@ -13,6 +13,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from sdft.files import save_on_any_rank
+
 SPECIAL_TOKENS = ("<|end|>", "<|turn|>", "<|pad|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|turn|>{{ message['role'] }}\n{{ message['content'] }}<|end|>"
@@ -61,5 +63,5 @@ def tiny_model(vocab_size: int, seed: int = 0) -> LlamaForCausalLM:
 def write_tiny_model(directory: Path) -> None:
     """Write model and tokenizer as a transformers directory."""
     tokenizer = byte_tokenizer()
-    tiny_model(len(tokenizer)).save_pretrained(directory)
+    save_on_any_rank(tiny_model(len(tokenizer)), directory)
     tokenizer.save_pretrained(directory)
