@@ -12,7 +12,8 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_model
+from safetensors.torch import save_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 
@@ -83,4 +84,7 @@ def save_on_any_rank(model: PreTrainedModel, directory: Path) -> None:
     """
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(directory)
-    save_model(model, str(directory / "model.safetensors"), metadata={"format": "pt"})
+    weights: dict[int, tuple[str, Tensor]] = {}  # tied ones once, under their first name
+    for name, tensor in model.state_dict().items():
+        weights.setdefault(tensor.data_ptr(), (name, tensor.contiguous()))
+    save_file(dict(weights.values()), directory / "model.safetensors", metadata={"format": "pt"})
