@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ def load_model(
             revision=revision,
             trust_remote_code=trust_remote_code,
             dtype=dtype,
+            use_safetensors=True,  # never a pickle
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
@@ -134,10 +136,11 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
 def staged_directory(directory: Path) -> Iterator[Path]:
     """A folder beside ``directory`` that takes its place when the block ends without an error."""
     directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    # The tempfile module would ignore the umask.
+    staging = directory.with_name(f".{directory.name}-{secrets.token_hex(8)}")
+    staging.mkdir()
     try:
         yield staging
-        staging.chmod(0o755)
         if directory.exists():
             shutil.rmtree(directory)
         staging.replace(directory)
@@ -187,11 +190,9 @@ def convert_gguf(file: Path) -> Path:
 def _cached(name: str, write: Callable[[Path], None]) -> Path:
     """A directory of the cache, written on first use.
 
-    Processes that ask at the same time wait for the first one. The cache lies in the folder named
-    by the environment variable SDFT_CACHE, or in ``~/.cache/sdft``.
+    Processes that ask at the same time wait for the first one.
     """
-    root = Path(os.environ.get(CACHE_VARIABLE, "~/.cache/sdft")).expanduser()
-    root.mkdir(parents=True, exist_ok=True)
+    root = _cache()
     directory = root / name
     if not directory.is_dir():
         with FileLock(root / f"{name}.lock"):
@@ -199,6 +200,22 @@ def _cached(name: str, write: Callable[[Path], None]) -> Path:
                 with staged_directory(directory) as staging:
                     write(staging)
     return directory
+
+
+def _cache() -> Path:
+    """The folder that the environment variable SDFT_CACHE names, or ``~/.cache/sdft``.
+
+    It is made for this user alone; one that anybody may write to is refused, since whoever puts a
+    model there decides what is trained.
+    """
+    root = Path(os.environ.get(CACHE_VARIABLE, "~/.cache/sdft")).expanduser()
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if os.name == "posix" and root.stat().st_mode & stat.S_IWOTH:
+        raise ValueError(
+            f"anybody may write to the model cache {root}; chmod o-w it, or set "
+            f"{CACHE_VARIABLE} to a folder of your own"
+        )
+    return root
 
 
 def _dequantize(file: Path, directory: Path) -> None:

@@ -45,7 +45,7 @@ def read_rows(
         row = row_from(record, task, where, needs_demonstration=needs_demonstration)
         if row.id in first_place:
             raise ValueError(
-                f"{where}: field 'id': {row.id!r} is also the id of {first_place[row.id]}; "
+                f"{where}: field 'id': {row.id!r:.80} is also the id of {first_place[row.id]}; "
                 "ids must be unique within a task"
             )
         first_place[row.id] = where
@@ -172,7 +172,7 @@ def _value_at(record: Mapping[str, Any], dotted_path: str, where: str) -> Any:
             known = ", ".join(value) if isinstance(value, Mapping) else "none"
             raise ValueError(
                 f"{where}: context_field {dotted_path!r}: there is no {key!r:.80}; "
-                f"the keys there are: {known}"
+                f"the keys there are: {known:.400}"
             )
         value = value[key]
     return value
@@ -189,7 +189,7 @@ def check_unique_ids(splits: Mapping[str, Iterable[Demonstration]], task: str) -
         for row in rows:
             if row.id in split_of:
                 raise ValueError(
-                    f"task {task!r}: the id {row.id!r} occurs in {split_of[row.id]} and again in "
-                    f"{split}; ids must be unique within a task"
+                    f"task {task!r}: the id {row.id!r:.80} occurs in {split_of[row.id]} and "
+                    f"again in {split}; ids must be unique within a task"
                 )
             split_of[row.id] = split

@@ -42,7 +42,7 @@ class Scorer:
         try:
             return self.read_gold(row)
         except ValueError as error:
-            raise ValueError(f"row {row.id!r}: the scorer {self.name!r} {error}") from error
+            raise ValueError(f"row {row.id!r:.80}: the scorer {self.name!r} {error}") from error
 
 
 SCORERS: dict[str, Scorer] = {
@@ -83,7 +83,7 @@ def get_scorer(name: str) -> Scorer:
         ValueError: There is none; the message lists them.
     """
     if name not in SCORERS:
-        raise ValueError(f"unknown scorer {name!r}; use one of {', '.join(SCORERS)}")
+        raise ValueError(f"unknown scorer {name!r:.80}; use one of {', '.join(SCORERS)}")
     return SCORERS[name]
 
 

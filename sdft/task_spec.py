@@ -10,7 +10,7 @@ from sdft.hub import check_columns
 from sdft.prompting import TEACHER_CONTEXTS
 from sdft.scorers import get_scorer
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 _HUB_ONLY = ("revision", "config_name", "columns", "where", "splits")
 
 
@@ -22,7 +22,8 @@ class TaskSpec:
     folder is used if it exists and the hub if not.
 
     Args:
-        name: The task's name in metrics, files and figures: letters, digits, ``_``, ``.``, ``-``.
+        name: The task's name in metrics, files and figures: at most 100 letters, digits, ``_``,
+            ``.``, ``-``.
         scorer: Name of the rule that scores completions. None takes the generator's own, or the
             one that all rows name in ``meta.scoring``.
         generator: A generated task: routing, tool_call or new_facts.
@@ -72,10 +73,10 @@ class TaskSpec:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or not self.name.strip("."):
             raise ValueError(
-                f"task name {self.name!r:.80} cannot name files; use letters, digits, '_', '.', '-'"
+                f"task name {self.name!r:.80} cannot name files; "
+                "use at most 100 letters, digits, '_', '.', '-'"
             )
-        if self.scorer is not None:
-            get_scorer(self.scorer)
+        self._check_scorer()
         self._check_source()
         self._check_options()
 
@@ -86,6 +87,13 @@ class TaskSpec:
             "validation": self.num_validation,
             "test": self.num_test,
         }[split]
+
+    def _check_scorer(self) -> None:
+        try:
+            if self.scorer is not None:
+                get_scorer(self.scorer)
+        except ValueError as error:
+            raise ValueError(f"task {self.name!r}: {error}") from error
 
     def _check_source(self) -> None:
         if self.generator is None and self.path is None and self.hub_id is None:
