@@ -21,7 +21,7 @@ from sdft.lora import LoRA, backbone_state, digest, trained_parameters
 from sdft.losses import reduction_weights
 from sdft.micro_batches import hidden_states_in_parts
 from sdft.models import load_model
-from sdft.rollout import SamplingSettings
+from sdft.rollout import RolloutRequest, SamplingSettings
 from sdft.scoring import LossPositions
 from sdft.stages import StagePlan, mix_seed
 from sdft.types import EvaluationBatch, Rollout, TokenIds
@@ -249,10 +249,12 @@ class ContinualModule(L.LightningModule):
     def _evaluate(self, batch: EvaluationBatch) -> None:
         rollout = self.rollout_engine(
             self.student,
-            batch.prompts,
-            self.greedy,
-            end_ids=self.end_ids,
-            decode=self.tokenizer.decode,
+            RolloutRequest(
+                batch.prompts,
+                self.greedy,
+                end_ids=self.end_ids,
+                decode=self.tokenizer.decode,
+            ),
         )
         answers = self.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
         accuracy = self._accuracies.setdefault(batch.task, MeanMetric().to(self.device))

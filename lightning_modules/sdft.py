@@ -20,7 +20,7 @@ from sdft.losses import (
 )
 from sdft.objective import distillation_loss, token_logprobs
 from sdft.openings import WATCHED_OPENINGS, Openings
-from sdft.rollout import SamplingSettings, sample
+from sdft.rollout import RolloutRequest, SamplingSettings, sample
 from sdft.scoring import LossPositions
 from sdft.stages import mix_seed
 from sdft.teacher import make_teacher
@@ -169,12 +169,14 @@ class SDFTModule(ContinualModule):
         """One completion per prompt from the student."""
         rollout = self.rollout_engine(
             self.student,
-            batch.student_prompts,
-            self.sampling,
-            end_ids=self.end_ids,
-            generator=self.rollout_generator(),
-            drafts=batch.demonstrations,
-            decode=self.tokenizer.decode,
+            RolloutRequest(
+                batch.student_prompts,
+                self.sampling,
+                end_ids=self.end_ids,
+                generator=self.rollout_generator(),
+                drafts=batch.demonstrations,
+                decode=self.tokenizer.decode,
+            ),
         )
         self.clock.lap("sample")
         self._log_rollout(rollout)
@@ -261,11 +263,13 @@ class SDFTModule(ContinualModule):
             with self.teacher.scoring(self.student) as model:
                 beginnings = sample(
                     model,
-                    batch.teacher_prompts,
-                    replace(self.sampling, max_new_tokens=self.watched_openings.max_tokens),
-                    end_ids=self.end_ids,
-                    generator=torch.Generator(self.device).manual_seed(seed),
-                    decode=self.tokenizer.decode,
+                    RolloutRequest(
+                        batch.teacher_prompts,
+                        replace(self.sampling, max_new_tokens=self.watched_openings.max_tokens),
+                        end_ids=self.end_ids,
+                        generator=torch.Generator(self.device).manual_seed(seed),
+                        decode=self.tokenizer.decode,
+                    ),
                 )
             rate = self.watched_openings.rate(beginnings.completions)
             self.log("train/opening_rate_teacher", rate, batch_size=len(batch))

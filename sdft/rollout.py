@@ -72,6 +72,45 @@ class SamplingSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be {expected}")
 
 
+@dataclass(frozen=True, slots=True)
+class RolloutRequest:
+    """What an engine is asked for: one completion per prompt.
+
+    Args:
+        prompts: B non-empty token-id lists.
+        settings: Length limit, temperature, truncation, stop strings.
+        end_ids: Tokens that end a completion; they are part of it.
+        generator: Source of the sampling noise, on the model's device; not needed when greedy.
+        drafts: B guesses of the completions; they save forward passes and do not move the
+            distribution of the completions. An engine may ignore them.
+        decode: Token ids to text, special tokens spelled out; needed for stop strings alone.
+
+    Raises:
+        ValueError: A prompt is empty, sampling was asked for without a generator, or stop
+            strings without decode.
+    """
+
+    prompts: Sequence[TokenIds]
+    settings: SamplingSettings
+    end_ids: frozenset[int]
+    generator: torch.Generator | None = None
+    drafts: Sequence[TokenIds] | None = None
+    decode: Decode | None = None
+
+    def __post_init__(self) -> None:
+        if self.settings.temperature > 0 and self.generator is None:
+            raise ValueError("sampling at a temperature above 0 needs a generator")
+        for index, prompt in enumerate(self.prompts):
+            if not prompt:
+                raise ValueError(f"prompt {index} has no tokens")
+        _ = self.ending  # refuses stop strings that nobody can read
+
+    @property
+    def ending(self) -> Ending:
+        """Where a completion ends."""
+        return Ending(self.end_ids, self.settings.stop_strings, self.decode)
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Run a block in eval mode and give every submodule its own mode back.
@@ -87,39 +126,19 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def sample(
-    model: PreTrainedModel,
-    prompts: Sequence[TokenIds],
-    settings: SamplingSettings,
-    *,
-    end_ids: frozenset[int],
-    generator: torch.Generator | None = None,
-    drafts: Sequence[TokenIds] | None = None,
-    decode: Decode | None = None,
-) -> Rollout:
+def sample(model: PreTrainedModel, request: RolloutRequest) -> Rollout:
     """Draw one completion per prompt.
 
     Args:
         model: Causal language model; its weights are read in place.
-        prompts: B non-empty token-id lists.
-        settings: Length limit, temperature, truncation, stop strings.
-        end_ids: Tokens that end a completion; they are part of it.
-        generator: Source of the sampling noise, on the model's device; not needed when greedy.
-        drafts: B guesses of the completions; they save forward passes and do not move the
-            distribution of the completions.
-        decode: Token ids to text, special tokens spelled out; needed for stop strings alone.
+        request: B prompts and how to continue them.
 
     Returns:
         B completions in the order of the prompts.
-
-    Raises:
-        ValueError: A prompt is empty, sampling was asked for without a generator, or stop
-            strings without decode.
     """
-    check_request(prompts, settings, generator)
-    ending = Ending(end_ids, settings.stop_strings, decode)
-    drafts = drafts or [[]] * len(prompts)
-    decoding = Decoding(model, prompts, drafts, settings.max_new_tokens, ending)
+    prompts, settings, generator = request.prompts, request.settings, request.generator
+    drafts = request.drafts or [[]] * len(prompts)
+    decoding = Decoding(model, prompts, drafts, settings.max_new_tokens, request.ending)
     with torch.inference_mode(), evaluation_mode(model), ExitStack() as packing:
         logits = decoding.prefill()
         for num_steps in count():
@@ -130,20 +149,6 @@ def sample(
                 packing.enter_context(packed_linears(model))
             logits = decoding.step()
     return decoding.rollout()
-
-
-def check_request(
-    prompts: Sequence[TokenIds], settings: SamplingSettings, generator: torch.Generator | None
-) -> None:
-    """Refuse what no engine can answer.
-
-    Raises:
-        ValueError: A prompt is empty, or sampling was asked for without a generator.
-    """
-    if settings.temperature > 0 and generator is None:
-        raise ValueError("sampling at a temperature above 0 needs a generator")
-    if any(not prompt for prompt in prompts):
-        raise ValueError(f"prompt {[bool(p) for p in prompts].index(False)} has no tokens")
 
 
 def draw(

@@ -7,7 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 from lightning_modules import SDFTModule, SFTModule
 from sdft.lora import LoRA, trained_parameters
 from sdft.micro_batches import hidden_states_in_parts
-from sdft.rollout import SamplingSettings, sample
+from sdft.rollout import RolloutRequest, SamplingSettings, sample
 from sdft.scoring import LossPositions
 from sdft.types import DemonstrationBatch
 
@@ -96,7 +96,8 @@ def test_rollouts_are_the_same_with_activation_checkpointing(tiny):
     def draw():
         generator = torch.Generator().manual_seed(0)
         return sample(
-            tiny.model.train(), PROMPTS, settings, end_ids=frozenset({0}), generator=generator
+            tiny.model.train(),
+            RolloutRequest(PROMPTS, settings, end_ids=frozenset({0}), generator=generator),
         )
 
     plain = draw()

@@ -15,7 +15,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from sdft.rollout import SamplingSettings, draw, evaluation_mode, sample
+from sdft.rollout import RolloutRequest, SamplingSettings, draw, evaluation_mode, sample
 
 SMALL = {
     "vocab_size": 40,
@@ -81,16 +81,22 @@ def by_full_forward(model, prompt, length, end_ids=frozenset()):
 
 
 def test_greedy_completions_equal_decoding_one_prompt_at_a_time(model):
-    rollout = sample(model, PROMPTS, SamplingSettings(12, temperature=0), end_ids=frozenset())
+    rollout = sample(
+        model, RolloutRequest(PROMPTS, SamplingSettings(12, temperature=0), end_ids=frozenset())
+    )
     expected = [by_full_forward(model, prompt, 12) for prompt in PROMPTS]
     assert rollout.completions == expected
     assert rollout.ended == [False] * 3
 
 
 def test_rows_that_end_leave_without_disturbing_the_others(model):
-    free = sample(model, PROMPTS, SamplingSettings(12, temperature=0), end_ids=frozenset())
+    free = sample(
+        model, RolloutRequest(PROMPTS, SamplingSettings(12, temperature=0), end_ids=frozenset())
+    )
     end_ids = frozenset([free.completions[0][2], free.completions[2][5]])
-    rollout = sample(model, PROMPTS, SamplingSettings(12, temperature=0), end_ids=end_ids)
+    rollout = sample(
+        model, RolloutRequest(PROMPTS, SamplingSettings(12, temperature=0), end_ids=end_ids)
+    )
     expected = [by_full_forward(model, prompt, 12, end_ids) for prompt in PROMPTS]
     assert rollout.completions == expected
     assert rollout.ended == [completion[-1] in end_ids for completion in expected]
@@ -113,23 +119,33 @@ def drafts_of(completions, kind):
 )
 def test_drafts_do_not_change_greedy_completions(model, kind):
     settings = SamplingSettings(12, temperature=0)
-    free = sample(model, PROMPTS, settings, end_ids=frozenset()).completions
+    free = sample(model, RolloutRequest(PROMPTS, settings, end_ids=frozenset())).completions
     drafts = drafts_of(free, kind)
-    assert sample(model, PROMPTS, settings, end_ids=frozenset(), drafts=drafts).completions == free
+    assert (
+        sample(
+            model, RolloutRequest(PROMPTS, settings, end_ids=frozenset(), drafts=drafts)
+        ).completions
+        == free
+    )
     end_ids = frozenset([free[0][2], free[2][5]])
     expected = [by_full_forward(model, prompt, 12, end_ids) for prompt in PROMPTS]
-    assert sample(model, PROMPTS, settings, end_ids=end_ids, drafts=drafts).completions == expected
+    assert (
+        sample(model, RolloutRequest(PROMPTS, settings, end_ids=end_ids, drafts=drafts)).completions
+        == expected
+    )
 
 
 def test_a_right_draft_saves_forward_passes(tiny):
     settings = SamplingSettings(12, temperature=0)
-    expected = sample(tiny.model, PROMPTS, settings, end_ids=frozenset()).completions
+    expected = sample(
+        tiny.model, RolloutRequest(PROMPTS, settings, end_ids=frozenset())
+    ).completions
     passes = []
     tiny.model.register_forward_hook(lambda *_: passes.append(1))
-    sample(tiny.model, PROMPTS, settings, end_ids=frozenset())
+    sample(tiny.model, RolloutRequest(PROMPTS, settings, end_ids=frozenset()))
     assert len(passes) == 12
     passes.clear()
-    sample(tiny.model, PROMPTS, settings, end_ids=frozenset(), drafts=expected)
+    sample(tiny.model, RolloutRequest(PROMPTS, settings, end_ids=frozenset(), drafts=expected))
     assert len(passes) == 1
 
 
@@ -140,11 +156,13 @@ def test_logprobs_are_those_of_the_drawn_tokens(tiny, drafts):
     prompts = [[4, 5, 6], [7, 8, 9, 10, 11]]
     rollout = sample(
         tiny.model,
-        prompts,
-        settings,
-        end_ids=frozenset(),
-        generator=generator,
-        drafts=drafts and drafts * 2,
+        RolloutRequest(
+            prompts,
+            settings,
+            end_ids=frozenset(),
+            generator=generator,
+            drafts=drafts and drafts * 2,
+        ),
     )
     for prompt, completion, logprobs in zip(
         prompts, rollout.completions, rollout.logprobs, strict=True
@@ -169,11 +187,13 @@ def test_samples_follow_the_models_distribution(tiny, draft):
     for _ in range(count // 16):  # few enough rows for every one to have its draft read
         rollout = sample(
             tiny.model,
-            [prompt] * 16,
-            SamplingSettings(2),
-            end_ids=frozenset(),
-            generator=generator,
-            drafts=[draft] * 16,
+            RolloutRequest(
+                [prompt] * 16,
+                SamplingSettings(2),
+                end_ids=frozenset(),
+                generator=generator,
+                drafts=[draft] * 16,
+            ),
         )
         completions += rollout.completions
     drawn = torch.tensor(completions) @ torch.tensor([len(exact), 1])
@@ -206,7 +226,8 @@ def test_same_generator_state_gives_the_same_rollout_and_leaves_global_noise_alo
     def roll():
         generator = torch.Generator().manual_seed(7)
         return sample(
-            tiny.model, PROMPTS, SamplingSettings(6), end_ids=frozenset(), generator=generator
+            tiny.model,
+            RolloutRequest(PROMPTS, SamplingSettings(6), end_ids=frozenset(), generator=generator),
         ).completions
 
     before = torch.get_rng_state()
@@ -253,16 +274,21 @@ def spelled(tokens):
 
 @pytest.mark.parametrize("kind", [None, "right", "wrong", "substituted", "too long"])
 def test_a_stop_string_ends_a_completion_with_the_token_that_completes_it(tiny, kind):
-    free = sample(tiny.model, PROMPTS, SamplingSettings(12, temperature=0), end_ids=frozenset())
+    free = sample(
+        tiny.model,
+        RolloutRequest(PROMPTS, SamplingSettings(12, temperature=0), end_ids=frozenset()),
+    )
     stop = spelled(free.completions[0])[5:10]  # parts of tokens 1 and 3, and token 2
     settings = SamplingSettings(12, temperature=0, stop_strings=(stop, "no such text"))
     rollout = sample(
         tiny.model,
-        PROMPTS,
-        settings,
-        end_ids=frozenset(),
-        drafts=kind and drafts_of(free.completions, kind),
-        decode=spelled,
+        RolloutRequest(
+            PROMPTS,
+            settings,
+            end_ids=frozenset(),
+            drafts=kind and drafts_of(free.completions, kind),
+            decode=spelled,
+        ),
     )
     lengths = [
         next((n for n in range(1, 13) if stop in spelled(completion[:n])), 12)
@@ -278,10 +304,15 @@ def test_a_stop_string_ends_a_completion_with_the_token_that_completes_it(tiny, 
 
 def test_generation_in_training_mode_equals_generation_in_eval_mode(tiny):
     settings = SamplingSettings(6, temperature=0)
-    expected = sample(tiny.model, PROMPTS, settings, end_ids=frozenset()).completions
+    expected = sample(
+        tiny.model, RolloutRequest(PROMPTS, settings, end_ids=frozenset())
+    ).completions
     tiny.model.train()
     tiny.model.activation_checkpointing_enable()
-    assert sample(tiny.model, PROMPTS, settings, end_ids=frozenset()).completions == expected
+    assert (
+        sample(tiny.model, RolloutRequest(PROMPTS, settings, end_ids=frozenset())).completions
+        == expected
+    )
     assert tiny.model.training
 
 
@@ -312,12 +343,15 @@ def test_settings_out_of_range_are_refused(options, complaint):
 
 def test_sampling_without_a_generator_or_with_an_empty_prompt_is_refused(tiny):
     with pytest.raises(ValueError, match="generator"):
-        sample(tiny.model, [[1]], SamplingSettings(2), end_ids=frozenset())
+        sample(tiny.model, RolloutRequest([[1]], SamplingSettings(2), end_ids=frozenset()))
     with pytest.raises(ValueError, match="prompt 1 has no tokens"):
-        sample(tiny.model, [[1], []], SamplingSettings(2, temperature=0), end_ids=frozenset())
+        sample(
+            tiny.model,
+            RolloutRequest([[1], []], SamplingSettings(2, temperature=0), end_ids=frozenset()),
+        )
 
 
 def test_stop_strings_without_a_way_to_read_them_are_refused(tiny):
     settings = SamplingSettings(2, temperature=0, stop_strings=("x",))
     with pytest.raises(ValueError, match="need decode"):
-        sample(tiny.model, [[1]], settings, end_ids=frozenset())
+        sample(tiny.model, RolloutRequest([[1]], settings, end_ids=frozenset()))

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from sdft.endings import Ending
-from sdft.rollout import SamplingSettings
+from sdft.rollout import RolloutRequest
 from sdft.types import Rollout, TokenIds
 
 
@@ -21,15 +20,13 @@ def draw_seeds(generator: torch.Generator | None, count: int) -> list[int]:
     return seeds
 
 
-def rollout_of(
-    answers: Sequence[tuple[TokenIds, list[float]]], settings: SamplingSettings, ending: Ending
-) -> Rollout:
+def rollout_of(answers: Sequence[tuple[TokenIds, list[float]]], request: RolloutRequest) -> Rollout:
     """Cut every answer, tokens with log-probabilities, where it ends.
 
     As everywhere, greedy tokens have log-probability 0.
     """
-    cuts = [ending.cut(tokens) for tokens, _ in answers]
-    greedy = settings.temperature == 0
+    cuts = [request.ending.cut(tokens) for tokens, _ in answers]
+    greedy = request.settings.temperature == 0
     return Rollout(
         completions=[tokens for tokens, _ in cuts],
         logprobs=[
