@@ -22,7 +22,7 @@ from sdft.losses import reduction_weights
 from sdft.micro_batches import hidden_states_in_parts
 from sdft.models import load_model
 from sdft.packing import like_parameters, store_by_columns
-from sdft.rollout import SamplingSettings
+from sdft.rollout import RolloutRequest, SamplingSettings
 from sdft.scoring import LossPositions
 from sdft.stages import StagePlan, mix_seed
 from sdft.types import EvaluationBatch, Rollout, TokenIds
@@ -228,10 +228,16 @@ class ContinualModule(L.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.clock.lap("optimizer")
 
-    def rollout_generator(self) -> torch.Generator:
-        """The sampling noise of this optimizer step: a function of the counters alone."""
-        seed = mix_seed(self.seed, self.trainer.global_step, self.trainer.global_rank)
-        return torch.Generator(self.device).manual_seed(seed)
+    def rollout_seeds(self, num_rows: int, *stream: int) -> list[int]:
+        """A seed for every rollout of this optimizer step: a function of the counters alone.
+
+        Args:
+            num_rows: Rollouts on this rank.
+            stream: Tells other samples than the step's own rollouts apart.
+        """
+        first = self.trainer.global_rank * num_rows
+        step = self.trainer.global_step
+        return [mix_seed(self.seed, step, first + row, *stream) for row in range(num_rows)]
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last evaluation."""
@@ -257,10 +263,12 @@ class ContinualModule(L.LightningModule):
     def _evaluate(self, batch: EvaluationBatch) -> None:
         rollout = self.rollout_engine(
             self.student,
-            batch.prompts,
-            self.greedy,
-            end_ids=self.end_ids,
-            decode=self.tokenizer.decode,
+            RolloutRequest(
+                batch.prompts,
+                self.greedy,
+                end_ids=self.end_ids,
+                decode=self.tokenizer.decode,
+            ),
         )
         answers = self.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
         accuracy = self._accuracies.setdefault(batch.task, MeanMetric().to(self.device))

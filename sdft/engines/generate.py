@@ -17,37 +17,26 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from sdft.endings import Decode, Ending
-from sdft.rollout import SamplingSettings, check_request, draw, evaluation_mode, uniform_noise
+from sdft.endings import Ending
+from sdft.rollout import RolloutRequest, SamplingSettings, draw, evaluation_mode
 from sdft.types import Rollout, TokenIds
 
 
 class GenerateEngine:
     """Sample with transformers' ``generate``, for models with a forward pass of their own.
 
-    Every token is drawn here, from the raw logits, with the noise of the given generator;
+    Every token is drawn here, from the raw logits, with the noise of the given seeds;
     ``generate`` is handed the choice as the only token left and takes it greedily. Truncation and
     log-probabilities are therefore those of the in-place engine, nothing of the model's shipped
     generation settings applies, the global random state is not touched, and of the logits no more
     than one step's are held. Drafts are not used.
     """
 
-    def __call__(
-        self,
-        model: PreTrainedModel,
-        prompts: Sequence[TokenIds],
-        settings: SamplingSettings,
-        *,
-        end_ids: frozenset[int],
-        generator: torch.Generator | None = None,
-        drafts: Sequence[TokenIds] | None = None,
-        decode: Decode | None = None,
-    ) -> Rollout:
+    def __call__(self, model: PreTrainedModel, request: RolloutRequest) -> Rollout:
         """B completions in the order of the prompts; see :func:`sdft.rollout.sample`."""
-        check_request(prompts, settings, generator)
-        ending = Ending(end_ids, settings.stop_strings, decode)
+        prompts, settings, ending = request.prompts, request.settings, request.ending
         width = max(map(len, prompts))
-        choice = _Choice(settings, uniform_noise(len(prompts), settings, generator))
+        choice = _Choice(settings, request.noise(model.device))
         generate: Any = model.generate  # a mixin of the model's own class
         with torch.inference_mode(), evaluation_mode(model), neutral_generation_config(model):
             ids = generate(
