@@ -21,6 +21,7 @@ from sdft.lora import LoRA, backbone_state, digest, trained_parameters
 from sdft.losses import reduction_weights
 from sdft.micro_batches import hidden_states_in_parts
 from sdft.models import LoadedModel, load_model
+from sdft.packing import like_parameters, store_by_columns
 from sdft.rollout import RolloutRequest, SamplingSettings
 from sdft.schedule import WarmupCosine
 from sdft.scoring import LossPositions
@@ -123,6 +124,11 @@ class ContinualModule(L.LightningModule):
         """Whether no optimizer step of the current stage has been taken yet."""
         return self.trainer.global_step == self.plan.first_step(self.stage)
 
+    def configure_model(self) -> None:
+        """On a processor, store the weights in the order that decoding reads them."""
+        if self.trainer.strategy.root_device.type == "cpu":
+            store_by_columns(self)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """A fresh AdamW and cosine schedule for the current stage."""
         optimizer = torch.optim.AdamW(
@@ -195,6 +201,8 @@ class ContinualModule(L.LightningModule):
                     "start a new run without --ckpt_path"
                 )
         checkpoint["state_dict"].update(self._backbone())
+        for optimizer in checkpoint.get("optimizer_states", ()):
+            like_parameters(optimizer["state"], trained_parameters(self.student))
 
     def _backbone(self) -> dict[str, Tensor]:
         """Weights that a checkpoint leaves out, by their names in it."""

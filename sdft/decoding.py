@@ -54,7 +54,11 @@ class Decoding:
         self.active = list(range(len(prompts)))
 
     def prefill(self) -> Tensor:
-        """Read the prompts and the first drafts; (M, V) logits, see :meth:`append`."""
+        """Read the prompts and the first drafts; (M, V) logits, see :meth:`append`.
+
+        ``read_rows`` and ``read_offsets``, both (M,), then say which token of which completion
+        each of them predicts.
+        """
         width = max(map(len, self._prompts))
         pads = [width - len(prompt) for prompt in self._prompts]
         self._propose()
@@ -150,7 +154,11 @@ class Decoding:
             logits_to_keep=self._num_drafted + 1,
         )
         lengths = self._tensor([len(draft) for draft in self._proposed])
-        asked = torch.arange(self._num_drafted + 1, device=self._device) <= lengths[:, None]
+        ahead = torch.arange(self._num_drafted + 1, device=self._device)
+        asked = ahead <= lengths[:, None]
+        drawn = self._tensor([len(self._completions[row]) for row in self.active])
+        self.read_rows = self._tensor(self.active)[:, None].expand(asked.shape)[asked]
+        self.read_offsets = (drawn[:, None] + ahead)[asked]
         logits: Tensor = output.logits[asked]
         return logits
 

@@ -5,12 +5,16 @@ left-padded prompts, then a key-value cache; rows leave the batch as they end. A
 noise comes from a generator of its own, so rollouts neither read nor disturb the global random
 state.
 
+Every token of a completion has a uniform number of its own, drawn before the first pass, that
+picks it from the model's distribution. What a row says is therefore a function of the weights,
+its prompt and its numbers, whatever rows it shares its passes with.
+
 A draft, a guess of the completion, lets one forward pass read several tokens. At every drafted
 position a token is drawn from the model's own distribution; draws are kept up to and including
 the first that differs from the draft, because each of them was conditioned on exactly the tokens
-before it. The law of the completions is therefore the model's, whatever the draft. In
-self-distillation the demonstration is a natural draft: the better the student has learnt it, the
-fewer passes a rollout takes.
+before it. So a draft saves passes and changes nothing else. In self-distillation the
+demonstration is a natural draft: the better the student has learnt it, the fewer passes a rollout
+takes.
 """
 
 from __future__ import annotations
@@ -30,8 +34,8 @@ from sdft.endings import Decode, Ending
 from sdft.packing import can_pack, packed_linears
 from sdft.types import Rollout, TokenIds
 
-# Packing the weights costs about what it saves in this many steps, so a rollout that takes so
-# many is likely to gain from it.
+# Packing costs about what it saves in this many steps, so a rollout that takes so many is likely
+# to gain from it.
 STEPS_BEFORE_PACKING = 5
 
 
@@ -136,13 +140,15 @@ def sample(model: PreTrainedModel, request: RolloutRequest) -> Rollout:
     Returns:
         B completions in the order of the prompts.
     """
-    prompts, settings, generator = request.prompts, request.settings, request.generator
+    prompts, settings = request.prompts, request.settings
     drafts = request.drafts or [[]] * len(prompts)
     decoding = Decoding(model, prompts, drafts, settings.max_new_tokens, request.ending)
+    noise = uniform_noise(request)
     with torch.inference_mode(), evaluation_mode(model), ExitStack() as packing:
         logits = decoding.prefill()
         for num_steps in count():
-            decoding.append(*draw(logits, settings, generator))
+            chosen = None if noise is None else noise[decoding.read_rows, decoding.read_offsets]
+            decoding.append(*draw(logits, settings, chosen))
             if not decoding.active:
                 break
             if num_steps == STEPS_BEFORE_PACKING and can_pack(model):
@@ -151,27 +157,44 @@ def sample(model: PreTrainedModel, request: RolloutRequest) -> Rollout:
     return decoding.rollout()
 
 
-def draw(
-    logits: Tensor, settings: SamplingSettings, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
+def uniform_noise(request: RolloutRequest) -> Tensor | None:
+    """(B, T) numbers in [0, 1), one for every token a rollout may have; None when greedy."""
+    settings, generator = request.settings, request.generator
+    if settings.temperature == 0 or generator is None:
+        return None
+    return torch.rand(
+        len(request.prompts),
+        settings.max_new_tokens,
+        generator=generator,
+        dtype=torch.float64,
+        device=generator.device,
+    )
+
+
+def draw(logits: Tensor, settings: SamplingSettings, noise: Tensor | None) -> tuple[Tensor, Tensor]:
     """Draw one token per row.
 
     Args:
-        logits: (B, V) next-token logits.
+        logits: (M, V) next-token logits.
         settings: Temperature and truncation.
-        generator: Source of the noise.
+        noise: (M,) numbers in [0, 1) from :func:`uniform_noise`; each picks the token where the
+            distribution function of its row passes it.
 
     Returns:
-        (B,) token ids and (B,) their log-probabilities under the truncated, renormalised
+        (M,) token ids and (M,) their log-probabilities under the truncated, renormalised
         distribution they were drawn from. Greedy tokens have log-probability 0.
     """
     logits = logits.float()
-    if settings.temperature == 0:
+    if noise is None:
         return logits.argmax(-1), torch.zeros(len(logits), device=logits.device)
     logits = _truncate(logits / settings.temperature, settings)
-    logprobs = logits.log_softmax(-1)
-    tokens = torch.multinomial(logprobs.exp(), 1, generator=generator)
-    return tokens.squeeze(1), logprobs.gather(1, tokens).squeeze(1)
+    logits -= logits.amax(-1, keepdim=True)
+    # Summed in float64, so that tokens of the smallest probability keep theirs.
+    cumulative = logits.exp().cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    tokens = torch.searchsorted(cumulative, noise.to(total)[:, None] * total, right=True)
+    tokens.clamp_(max=logits.shape[-1] - 1)
+    return tokens.squeeze(1), logits.gather(1, tokens).squeeze(1) - total.squeeze(1).log().float()
 
 
 def _truncate(logits: Tensor, settings: SamplingSettings) -> Tensor:

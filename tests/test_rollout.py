@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from transformers import (
@@ -235,15 +237,50 @@ def test_same_generator_state_gives_the_same_rollout_and_leaves_global_noise_alo
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_a_sampled_completion_depends_on_its_own_noise_not_on_drafts_or_other_rows(model):
+    def roll(drafts=None, end_ids=frozenset()):
+        generator = torch.Generator().manual_seed(3)
+        return sample(
+            model,
+            RolloutRequest(
+                PROMPTS,
+                SamplingSettings(12),
+                end_ids=end_ids,
+                generator=generator,
+                drafts=drafts,
+            ),
+        ).completions
+
+    free = roll()
+    for kind in ("right", "wrong", "substituted", "deleted", "of unequal lengths"):
+        assert roll(drafts_of(free, kind)) == free
+    ended = free[0][3]  # the first row leaves early, the others go on as before
+    expected = [
+        completion[: completion.index(ended) + 1] if ended in completion else completion
+        for completion in free
+    ]
+    assert roll(end_ids=frozenset([ended])) == expected
+
+
+def test_draws_keep_the_smallest_probabilities():
+    count = 2000
+    logits = torch.cat([torch.zeros(1), torch.full((count,), -20.0)]).repeat(count, 1)
+    share = count * math.exp(-20) / (1 + count * math.exp(-20))
+    steps = 1 - share * (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    tokens, logprobs = draw(logits, SamplingSettings(1), steps)
+    assert torch.equal(tokens, torch.arange(count, 0, -1))
+    torch.testing.assert_close(logprobs.double(), torch.full((count,), -20.0 - share).double())
+
+
 def test_top_k_and_top_p_ban_the_tail_and_renormalise():
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log().repeat(500, 1)
-    generator = torch.Generator().manual_seed(0)
-    tokens, logprobs = draw(logits, SamplingSettings(1, top_k=2), generator)
+    noise = torch.rand(500, generator=torch.Generator().manual_seed(0))
+    tokens, logprobs = draw(logits, SamplingSettings(1, top_k=2), noise)
     assert set(tokens.tolist()) == {0, 1}
     torch.testing.assert_close(logprobs[tokens == 0][0].exp(), torch.tensor(4 / 7))
-    tokens, _ = draw(logits, SamplingSettings(1, top_p=0.65), generator)
+    tokens, _ = draw(logits, SamplingSettings(1, top_p=0.65), noise)
     assert set(tokens.tolist()) == {0, 1}
-    tokens, _ = draw(logits, SamplingSettings(1, top_p=0.75), generator)
+    tokens, _ = draw(logits, SamplingSettings(1, top_p=0.75), noise)
     assert set(tokens.tolist()) == {0, 1, 2}
 
 
@@ -260,8 +297,8 @@ def test_top_k_and_top_p_ban_the_tail_and_renormalise():
 )
 def test_min_p_bans_what_is_unlikely_beside_the_most_likely_token(options, kept):
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log().repeat(500, 1)
-    generator = torch.Generator().manual_seed(0)
-    tokens, logprobs = draw(logits, SamplingSettings(1, **options), generator)
+    noise = torch.rand(500, generator=torch.Generator().manual_seed(0))
+    tokens, logprobs = draw(logits, SamplingSettings(1, **options), noise)
     assert set(tokens.tolist()) == set(range(len(kept)))
     expected = (torch.tensor(kept) / sum(kept)).log()
     torch.testing.assert_close(logprobs, expected[tokens])

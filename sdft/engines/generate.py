@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from sdft.endings import Ending
-from sdft.rollout import RolloutRequest, SamplingSettings, draw, evaluation_mode
+from sdft.rollout import RolloutRequest, SamplingSettings, draw, evaluation_mode, uniform_noise
 from sdft.types import Rollout, TokenIds
 
 
@@ -36,7 +36,7 @@ class GenerateEngine:
         """B completions in the order of the prompts; see :func:`sdft.rollout.sample`."""
         prompts, settings, ending = request.prompts, request.settings, request.ending
         width = max(map(len, prompts))
-        choice = _Choice(settings, request.generator)
+        choice = _Choice(settings, uniform_noise(request))
         generate: Any = model.generate  # a mixin of the model's own class
         with torch.inference_mode(), evaluation_mode(model), neutral_generation_config(model):
             ids = generate(
@@ -77,14 +77,15 @@ def neutral_generation_config(model: PreTrainedModel) -> Iterator[None]:
 class _Choice(LogitsProcessor):
     """Draws every row's next token and bans all others."""
 
-    def __init__(self, settings: SamplingSettings, generator: torch.Generator | None) -> None:
+    def __init__(self, settings: SamplingSettings, noise: Tensor | None) -> None:
         self._settings = settings
-        self._generator = generator
+        self._noise = noise
         self.logprobs: list[Tensor] = []  # one (B,) per step
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(B, V) logits to (B, V) with the drawn token alone left."""
-        tokens, logprobs = draw(scores, self._settings, self._generator)
+        noise = None if self._noise is None else self._noise[:, len(self.logprobs)]
+        tokens, logprobs = draw(scores, self._settings, noise)
         self.logprobs.append(logprobs)
         return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
 
