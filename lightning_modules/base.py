@@ -21,6 +21,7 @@ from sdft.lora import LoRA, backbone_state, digest, trained_parameters
 from sdft.losses import reduction_weights
 from sdft.micro_batches import hidden_states_in_parts
 from sdft.models import LoadedModel, load_model
+from sdft.optimizer import AdamW
 from sdft.packing import like_parameters, store_by_columns
 from sdft.rollout import RolloutRequest, SamplingSettings
 from sdft.schedule import WarmupCosine
@@ -131,11 +132,8 @@ class ContinualModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """A fresh AdamW and cosine schedule for the current stage."""
-        optimizer = torch.optim.AdamW(
-            trained_parameters(self.student),
-            lr=self.learning_rate,
-            weight_decay=self.weight_decay,
-            fused=True,
+        optimizer = AdamW(
+            trained_parameters(self.student), lr=self.learning_rate, weight_decay=self.weight_decay
         )
         schedule = WarmupCosine(self.warmup_steps, self.plan.steps_in_stage(self.stage))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
