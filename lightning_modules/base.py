@@ -11,7 +11,6 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed
-from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
 from sdft.cost import LapClock
@@ -24,7 +23,7 @@ from sdft.models import load_model
 from sdft.rollout import SamplingSettings
 from sdft.scoring import LossPositions
 from sdft.stages import StagePlan, mix_seed
-from sdft.types import EvaluationBatch, Rollout, TokenIds
+from sdft.types import DemonstrationBatch, EvaluationBatch, Rollout, TokenIds
 
 DROPOUT = 1  # tells the seed of dropout from that of the rollouts
 
@@ -106,7 +105,8 @@ class ContinualModule(L.LightningModule):
         self.seed = seed
         self.last_rollout: Rollout | None = None  # of the last training step, for callbacks
         self.clock = LapClock()  # seconds of its phases, for callbacks
-        self._accuracies: dict[str, MeanMetric] = {}
+        self._num_lent = 0  # of the batch in training
+        self._scores: dict[str, list[float]] = {}  # of this rank's rows, by task
 
     @property
     def plan(self) -> StagePlan:
@@ -148,18 +148,20 @@ class ContinualModule(L.LightningModule):
         return hidden_states_in_parts(model, prompts, completions, positions, self.micro_batch_size)
 
     def token_weights(self, rows: Tensor, num_sequences: int) -> Tensor:
-        """(N,) weights of loss tokens: the reduction over the sequences of all ranks.
+        """(N,) weights of loss tokens: the reduction over the sequences of all ranks; 0 if lent.
 
         Args:
             rows: (N,) the sequence of this rank that each token belongs to.
             num_sequences: Sequences of this rank.
         """
-        totals, num_ranks = torch.tensor([len(rows), num_sequences], device=self.device), 1
+        num_own = num_sequences - self._num_lent
+        own = rows < num_own
+        totals, num_ranks = torch.tensor([int(own.sum()), num_own], device=self.device), 1
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(totals)
             num_ranks = distributed.get_world_size()
         num_tokens, num_sequences = totals.tolist()
-        return reduction_weights(
+        return own * reduction_weights(
             self.reduction,
             rows,
             num_sequences,
@@ -205,8 +207,9 @@ class ContinualModule(L.LightningModule):
     def _backbone_digest(self) -> str:
         return digest(self._backbone())
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(self, batch: DemonstrationBatch, *_: Any) -> None:
         """Start the clock; make dropout's noise a function of the counters, as the rollouts' is."""
+        self._num_lent = batch.num_lent
         self.clock.start(self.device)
         parts = (self.trainer.global_step, self.trainer.global_rank, DROPOUT)
         torch.manual_seed(mix_seed(self.seed, *parts))
@@ -227,7 +230,7 @@ class ContinualModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last evaluation."""
-        self._accuracies = {}
+        self._scores = {}
 
     def validation_step(
         self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0
@@ -255,13 +258,19 @@ class ContinualModule(L.LightningModule):
             decode=self.tokenizer.decode,
         )
         answers = self.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
-        accuracy = self._accuracies.setdefault(batch.task, MeanMetric().to(self.device))
-        for row, answer in zip(batch.rows, answers, strict=True):
-            accuracy.update(batch.scorer(answer, row))
+        self._scores.setdefault(batch.task, []).extend(
+            batch.scorer(answer, row) for row, answer in zip(batch.rows, answers, strict=True)
+        )
 
     def _log_accuracies(self, prefix: str) -> None:
-        for task, accuracy in self._accuracies.items():
-            self.log(f"{prefix}/{task}", accuracy.compute(), logger=False, sync_dist=False)
+        """Mean score of each task over the rows of all ranks, of which some may have none."""
+        tasks = self.plan.tasks
+        own = [self._scores.get(task, []) for task in tasks]
+        totals = torch.tensor([(sum(each), float(len(each))) for each in own], device=self.device)
+        totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
+        for task, (score, num_rows) in zip(tasks, totals, strict=True):
+            if num_rows:
+                self.log(f"{prefix}/{task}", score / num_rows, logger=False, sync_dist=False)
 
 
 class WarmupCosine:
