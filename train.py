@@ -141,7 +141,7 @@ def settle_run(run_dir: Path, ckpt_path: str | None, overwrite: bool) -> str | N
     used = first and run_dir.is_dir() and any(run_dir.iterdir())
     if ckpt_path == "last":
         last = run_dir / "checkpoints" / "last.ckpt"
-        if last.is_file():
+        if last.exists():
             return str(last)
         if not (run_dir / "config.yaml").is_file():
             raise ValueError(f"nothing to resume: {last} does not exist; leave --ckpt_path out")

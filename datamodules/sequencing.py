@@ -19,6 +19,8 @@ import torch
 from datamodules.continual import ContinualDataModule
 from sdft.stages import StagePlan
 
+SHARDED_COUNTERS = "meta.pt"  # where a checkpoint with one file per rank has them
+
 
 @dataclass(frozen=True, slots=True)
 class ResumePoint:
@@ -101,11 +103,12 @@ def read_counters(path: Path) -> dict[str, int]:
     Raises:
         ValueError: The file is missing, truncated or not a checkpoint.
     """
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"the checkpoint {path} does not exist")
+    file = path / SHARDED_COUNTERS if path.is_dir() else path
     try:
         checkpoint: dict[str, Any] = torch.load(
-            path, map_location="cpu", mmap=True, weights_only=True
+            file, map_location="cpu", mmap=True, weights_only=True
         )
         return {name: int(checkpoint[name]) for name in ("epoch", "global_step")}
     except (

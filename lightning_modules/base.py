@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +23,7 @@ from sdft.micro_batches import hidden_states_in_parts
 from sdft.models import load_model
 from sdft.rollout import SamplingSettings
 from sdft.scoring import LossPositions
+from sdft.sharding import shard, whole_weights
 from sdft.stages import StagePlan, mix_seed
 from sdft.types import DemonstrationBatch, EvaluationBatch, Rollout, TokenIds
 
@@ -107,6 +109,7 @@ class ContinualModule(L.LightningModule):
         self.clock = LapClock()  # seconds of its phases, for callbacks
         self._num_lent = 0  # of the batch in training
         self._scores: dict[str, list[float]] = {}  # of this rank's rows, by task
+        self._evaluation = ExitStack()  # what an evaluation is run in
 
     @property
     def plan(self) -> StagePlan:
@@ -121,6 +124,17 @@ class ContinualModule(L.LightningModule):
     def at_stage_start(self) -> bool:
         """Whether no optimizer step of the current stage has been taken yet."""
         return self.trainer.global_step == self.plan.first_step(self.stage)
+
+    def configure_model(self) -> None:
+        """Share the weights of all language models out over the ranks, if the strategy says so."""
+        if self.device_mesh is None:
+            return
+        require(self.lora is None, "lora", self.lora, "null where weights are sharded; use ddp")
+        size = self.device_mesh["tensor_parallel"].size()
+        require(size == 1, "tensor_parallel_size of the strategy", size, "1")
+        for each in list(self.modules()):
+            if isinstance(each, PreTrainedModel) and each.get_output_embeddings() is not None:
+                shard(each, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """A fresh AdamW and cosine schedule for the current stage."""
@@ -195,7 +209,8 @@ class ContinualModule(L.LightningModule):
                     f"configuration has {asked}: set model.{name} to what the checkpoint has, or "
                     "start a new run without --ckpt_path"
                 )
-        checkpoint["state_dict"].update(self._backbone())
+        for name, tensor in self._backbone().items():
+            checkpoint["state_dict"][name] = tensor
 
     def _backbone(self) -> dict[str, Tensor]:
         """Weights that a checkpoint leaves out, by their names in it."""
@@ -229,8 +244,9 @@ class ContinualModule(L.LightningModule):
         return torch.Generator(self.device).manual_seed(seed)
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the last evaluation."""
+        """Forget the last evaluation; gather the weights once for all batches, if sharded."""
         self._scores = {}
+        self._evaluation.enter_context(whole_weights(self.student))
 
     def validation_step(
         self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0
@@ -240,6 +256,7 @@ class ContinualModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Publish ``accuracy/<task>`` for the callbacks; the retention tracker writes it."""
+        self._evaluation.close()
         self._log_accuracies("accuracy")
 
     on_test_epoch_start = on_validation_epoch_start
@@ -247,6 +264,7 @@ class ContinualModule(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Publish ``test_accuracy/<task>``."""
+        self._evaluation.close()
         self._log_accuracies("test_accuracy")
 
     def _evaluate(self, batch: EvaluationBatch) -> None:

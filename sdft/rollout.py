@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 from sdft.decoding import Decoding
 from sdft.endings import Decode, Ending
 from sdft.packing import can_pack, packed_linears
+from sdft.sharding import whole_weights
 from sdft.types import Rollout, TokenIds
 
 # Packing the weights costs about what it saves in this many steps, so a rollout that takes so
@@ -120,7 +121,8 @@ def sample(
     ending = Ending(end_ids, settings.stop_strings, decode)
     drafts = drafts or [[]] * len(prompts)
     decoding = Decoding(model, prompts, drafts, settings.max_new_tokens, ending)
-    with torch.inference_mode(), evaluation_mode(model), ExitStack() as packing:
+    gathered = whole_weights(model)
+    with gathered, torch.inference_mode(), evaluation_mode(model), ExitStack() as packing:
         logits = decoding.prefill()
         for num_steps in count():
             decoding.append(*draw(logits, settings, generator))
