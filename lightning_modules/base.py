@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
 from sdft.cost import LapClock
@@ -21,7 +22,8 @@ from sdft.lora import LoRA, backbone_state, digest, trained_parameters
 from sdft.losses import reduction_weights
 from sdft.micro_batches import hidden_states_in_parts
 from sdft.models import load_model
-from sdft.rollout import SamplingSettings
+from sdft.packing import like_parameters, store_by_columns
+from sdft.rollout import RolloutRequest, SamplingSettings
 from sdft.scoring import LossPositions
 from sdft.sharding import shard, whole_weights
 from sdft.stages import StagePlan, mix_seed
@@ -126,15 +128,23 @@ class ContinualModule(L.LightningModule):
         return self.trainer.global_step == self.plan.first_step(self.stage)
 
     def configure_model(self) -> None:
-        """Share the weights of all language models out over the ranks, if the strategy says so."""
-        if self.device_mesh is None:
-            return
+        """Lay the weights out as the strategy and the device want them.
+
+        A strategy with a device mesh has student and teacher shared out over its ranks; on a
+        processor, weights are stored in the order that decoding reads them.
+        """
+        if self.device_mesh is not None:
+            self._shard(self.device_mesh)
+        elif self.trainer.strategy.root_device.type == "cpu":
+            store_by_columns(self)
+
+    def _shard(self, mesh: DeviceMesh) -> None:
         require(self.lora is None, "lora", self.lora, "null where weights are sharded; use ddp")
-        size = self.device_mesh["tensor_parallel"].size()
-        require(size == 1, "tensor_parallel_size of the strategy", size, "1")
+        size = mesh["tensor_parallel"].size()
+        require(size == 1, "tensor_parallel_size, of the strategy,", size, "1")
         for each in list(self.modules()):
             if isinstance(each, PreTrainedModel) and each.get_output_embeddings() is not None:
-                shard(each, self.device_mesh["data_parallel"])
+                shard(each, mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """A fresh AdamW and cosine schedule for the current stage."""
@@ -211,6 +221,8 @@ class ContinualModule(L.LightningModule):
                 )
         for name, tensor in self._backbone().items():
             checkpoint["state_dict"][name] = tensor
+        for optimizer in checkpoint.get("optimizer_states", ()):
+            like_parameters(optimizer["state"], trained_parameters(self.student))
 
     def _backbone(self) -> dict[str, Tensor]:
         """Weights that a checkpoint leaves out, by their names in it."""
@@ -238,10 +250,19 @@ class ContinualModule(L.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.clock.lap("optimizer")
 
-    def rollout_generator(self) -> torch.Generator:
-        """The sampling noise of this optimizer step: a function of the counters alone."""
-        seed = mix_seed(self.seed, self.trainer.global_step, self.trainer.global_rank)
-        return torch.Generator(self.device).manual_seed(seed)
+    def rollout_seeds(self, num_rows: int, *stream: int) -> list[int]:
+        """A seed for every rollout of this optimizer step: a function of the counters alone.
+
+        It follows a row's place in the batch of all ranks, of which rank r of n has places r,
+        r + n, r + 2n, …: completions do not depend on the number of ranks.
+
+        Args:
+            num_rows: Rollouts on this rank.
+            stream: Tells other samples than the step's own rollouts apart.
+        """
+        rank, num_ranks = self.trainer.global_rank, self.trainer.world_size
+        places = range(rank, rank + num_rows * num_ranks, num_ranks)
+        return [mix_seed(self.seed, self.trainer.global_step, each, *stream) for each in places]
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last evaluation; gather the weights once for all batches, if sharded."""
@@ -270,10 +291,12 @@ class ContinualModule(L.LightningModule):
     def _evaluate(self, batch: EvaluationBatch) -> None:
         rollout = self.rollout_engine(
             self.student,
-            batch.prompts,
-            self.greedy,
-            end_ids=self.end_ids,
-            decode=self.tokenizer.decode,
+            RolloutRequest(
+                batch.prompts,
+                self.greedy,
+                end_ids=self.end_ids,
+                decode=self.tokenizer.decode,
+            ),
         )
         answers = self.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
         self._scores.setdefault(batch.task, []).extend(
