@@ -143,7 +143,7 @@ class SDFTModule(ContinualModule):
             sequence_index=positions.rows,
         ).loss
         self.clock.lap("student")
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
         return loss
 
     def sample(self, batch: DemonstrationBatch) -> Rollout:
