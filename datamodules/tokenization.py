@@ -71,14 +71,17 @@ class RowTokenizer:
         """The demonstration as an assistant's turn, with the token that ends it."""
         return [*self._encoder.encode(row.demonstration), self._end_id]
 
-    def train_batch(self, rows: Sequence[Demonstration], indices: list[int]) -> DemonstrationBatch:
-        """Collate the rows at ``indices``."""
+    def train_batch(
+        self, rows: Sequence[Demonstration], indices: list[int], num_lent: int = 0
+    ) -> DemonstrationBatch:
+        """Collate the rows at ``indices``, the last ``num_lent`` of which bear no loss."""
         chosen = tuple(rows[index] for index in indices)
         return DemonstrationBatch(
             rows=chosen,
             student_prompts=[self.student_prompt(row) for row in chosen],
             teacher_prompts=[self.teacher_prompt(row) for row in chosen],
             demonstrations=[self.demonstration(row) for row in chosen],
+            num_lent=num_lent,
         )
 
     def evaluation_batch(self, task: Task, rows: Sequence[Demonstration]) -> EvaluationBatch:
