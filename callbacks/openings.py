@@ -6,11 +6,9 @@ from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
-import torch
 
 from sdft.openings import WATCHED_OPENINGS, Openings
 from sdft.rollout import RolloutRequest, SamplingSettings, sample
-from sdft.stages import mix_seed
 from sdft.teacher import Teacher
 from sdft.types import DemonstrationBatch
 
@@ -61,12 +59,11 @@ class OpeningRates(L.Callback):
         every = self.teacher_samples_every
         if self._watched is None or not every or trainer.global_step % every:
             return
-        seed = mix_seed(pl_module.seed, trainer.global_step, trainer.global_rank, TEACHER_STREAM)
         beginnings = RolloutRequest(
             batch.teacher_prompts,
             replace(pl_module.sampling, max_new_tokens=self._watched.max_tokens),
             end_ids=pl_module.end_ids,
-            generator=torch.Generator(pl_module.device).manual_seed(seed),
+            seeds=pl_module.rollout_seeds(len(batch), TEACHER_STREAM),
             decode=pl_module.tokenizer.decode,
         )
         with pl_module.teacher.scoring(pl_module.student) as teacher:

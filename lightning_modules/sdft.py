@@ -142,7 +142,7 @@ class SDFTModule(ContinualModule):
             sequence_index=positions.rows,
         ).loss
         self.clock.lap("student")
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
         return loss
 
     def sample(self, batch: DemonstrationBatch) -> Rollout:
@@ -151,7 +151,7 @@ class SDFTModule(ContinualModule):
             batch.student_prompts,
             self.sampling,
             self.end_ids,
-            generator=self.rollout_generator(),
+            seeds=self.rollout_seeds(len(batch)),
             drafts=batch.demonstrations,
             decode=self.tokenizer.decode,
         )

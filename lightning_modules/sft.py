@@ -41,6 +41,6 @@ class SFTModule(ContinualModule):
             self.token_weights(positions.rows, positions.num_sequences),
         )
         self.clock.lap("student")
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
         self.log("train/loss_tokens", float(len(positions)), batch_size=len(batch))
         return loss

@@ -2,12 +2,11 @@
 
 The training weights are run in place: evaluation and inference mode, one prefill of the
 left-padded prompts, then a key-value cache; rows leave the batch as they end. All sampling
-noise comes from a generator of its own, so rollouts neither read nor disturb the global random
-state.
+noise comes from seeds of its own, so rollouts neither read nor disturb the global random state.
 
 Every token of a completion has a uniform number of its own, drawn before the first pass, that
 picks it from the model's distribution. What a row says is therefore a function of the weights,
-its prompt and its numbers, whatever rows it shares its passes with.
+its prompt and its seed, whatever rows it shares its passes with.
 
 A draft, a guess of the completion, lets one forward pass read several tokens. At every drafted
 position a token is drawn from the model's own distribution; draws are kept up to and including
@@ -32,6 +31,7 @@ from transformers import PreTrainedModel
 from sdft.decoding import Decoding
 from sdft.endings import Decode, Ending
 from sdft.packing import can_pack, packed_linears
+from sdft.sharding import whole_weights
 from sdft.types import Rollout, TokenIds
 
 # Packing costs about what it saves in this many steps, so a rollout that takes so many is likely
@@ -84,26 +84,29 @@ class RolloutRequest:
         prompts: B non-empty token-id lists.
         settings: Length limit, temperature, truncation, stop strings.
         end_ids: Tokens that end a completion; they are part of it.
-        generator: Source of the sampling noise, on the model's device; not needed when greedy.
+        seeds: B seeds of the sampling noise, one for each completion; not needed when greedy.
         drafts: B guesses of the completions; they save forward passes and do not move the
             distribution of the completions. An engine may ignore them.
         decode: Token ids to text, special tokens spelled out; needed for stop strings alone.
 
     Raises:
-        ValueError: A prompt is empty, sampling was asked for without a generator, or stop
+        ValueError: A prompt is empty, or has no seed where sampling needs one, or there are stop
             strings without decode.
     """
 
     prompts: Sequence[TokenIds]
     settings: SamplingSettings
     end_ids: frozenset[int]
-    generator: torch.Generator | None = None
+    seeds: Sequence[int] | None = None
     drafts: Sequence[TokenIds] | None = None
     decode: Decode | None = None
 
     def __post_init__(self) -> None:
-        if self.settings.temperature > 0 and self.generator is None:
-            raise ValueError("sampling at a temperature above 0 needs a generator")
+        if self.settings.temperature > 0 and len(self.seeds or ()) != len(self.prompts):
+            raise ValueError(
+                "sampling at a temperature above 0 needs a seed for every prompt: "
+                f"{len(self.prompts)} prompts, {len(self.seeds or ())} seeds"
+            )
         for index, prompt in enumerate(self.prompts):
             if not prompt:
                 raise ValueError(f"prompt {index} has no tokens")
@@ -113,6 +116,20 @@ class RolloutRequest:
     def ending(self) -> Ending:
         """Where a completion ends."""
         return Ending(self.end_ids, self.settings.stop_strings, self.decode)
+
+    def noise(self, device: torch.device) -> Tensor | None:
+        """(B, T) numbers in [0, 1), one for every token a rollout may have; None when greedy."""
+        if self.settings.temperature == 0:
+            return None
+        rows = [
+            torch.rand(
+                self.settings.max_new_tokens,
+                generator=torch.Generator().manual_seed(seed),
+                dtype=torch.float64,
+            )
+            for seed in self.seeds or ()
+        ]
+        return torch.stack(rows).to(device)
 
 
 @contextmanager
@@ -140,11 +157,11 @@ def sample(model: PreTrainedModel, request: RolloutRequest) -> Rollout:
     Returns:
         B completions in the order of the prompts.
     """
-    prompts, settings = request.prompts, request.settings
+    prompts, settings, noise = request.prompts, request.settings, request.noise(model.device)
     drafts = request.drafts or [[]] * len(prompts)
     decoding = Decoding(model, prompts, drafts, settings.max_new_tokens, request.ending)
-    noise = uniform_noise(request)
-    with torch.inference_mode(), evaluation_mode(model), ExitStack() as packing:
+    gathered = whole_weights(model)
+    with gathered, torch.inference_mode(), evaluation_mode(model), ExitStack() as packing:
         logits = decoding.prefill()
         for num_steps in count():
             chosen = None if noise is None else noise[decoding.read_rows, decoding.read_offsets]
@@ -157,28 +174,14 @@ def sample(model: PreTrainedModel, request: RolloutRequest) -> Rollout:
     return decoding.rollout()
 
 
-def uniform_noise(request: RolloutRequest) -> Tensor | None:
-    """(B, T) numbers in [0, 1), one for every token a rollout may have; None when greedy."""
-    settings, generator = request.settings, request.generator
-    if settings.temperature == 0 or generator is None:
-        return None
-    return torch.rand(
-        len(request.prompts),
-        settings.max_new_tokens,
-        generator=generator,
-        dtype=torch.float64,
-        device=generator.device,
-    )
-
-
 def draw(logits: Tensor, settings: SamplingSettings, noise: Tensor | None) -> tuple[Tensor, Tensor]:
     """Draw one token per row.
 
     Args:
         logits: (M, V) next-token logits.
         settings: Temperature and truncation.
-        noise: (M,) numbers in [0, 1) from :func:`uniform_noise`; each picks the token where the
-            distribution function of its row passes it.
+        noise: (M,) numbers in [0, 1); each picks the token where the distribution function of
+            its row passes it. None when greedy.
 
     Returns:
         (M,) token ids and (M,) their log-probabilities under the truncated, renormalised

@@ -39,7 +39,7 @@ def test_generate_draws_what_in_place_draws_from_the_same_noise(tiny, options):
                 PROMPTS,
                 settings,
                 end_ids=frozenset(),
-                generator=torch.Generator().manual_seed(3),
+                seeds=range(len(PROMPTS)),
             ),
         )
         for engine in (GENERATE, sample)
@@ -122,7 +122,7 @@ def test_continuous_batching_reports_the_logprobs_it_sampled_with(tiny):
                 PROMPTS,
                 SamplingSettings(8, temperature=0.7),
                 end_ids=frozenset(),
-                generator=torch.Generator("cuda").manual_seed(5),
+                seeds=range(len(PROMPTS)),
             ),
         )
         for _ in range(2)

@@ -148,12 +148,11 @@ def test_a_right_draft_saves_forward_passes(tiny):
     assert len(passes) == 12
     passes.clear()
     sample(tiny.model, RolloutRequest(PROMPTS, settings, end_ids=frozenset(), drafts=expected))
-    assert len(passes) == 1
+    assert len(passes) == 2  # the first draft is short
 
 
 @pytest.mark.parametrize("drafts", [None, [[4, 5, 6]], [[7, 7]]])
 def test_logprobs_are_those_of_the_drawn_tokens(tiny, drafts):
-    generator = torch.Generator().manual_seed(1)
     settings = SamplingSettings(8, temperature=0.7)
     prompts = [[4, 5, 6], [7, 8, 9, 10, 11]]
     rollout = sample(
@@ -162,7 +161,7 @@ def test_logprobs_are_those_of_the_drawn_tokens(tiny, drafts):
             prompts,
             settings,
             end_ids=frozenset(),
-            generator=generator,
+            seeds=[1, 2],
             drafts=drafts and drafts * 2,
         ),
     )
@@ -178,7 +177,7 @@ def test_logprobs_are_those_of_the_drawn_tokens(tiny, drafts):
 
 @pytest.mark.parametrize("draft", [[], "likely", "unlikely"])
 def test_samples_follow_the_models_distribution(tiny, draft):
-    prompt, count, generator = [4, 5, 6], 4000, torch.Generator().manual_seed(0)
+    prompt, count = [4, 5, 6], 4000
     with torch.no_grad():
         tiny.model.get_output_embeddings().weight.mul_(6)
     exact = pair_probabilities(tiny.model, prompt)
@@ -186,14 +185,14 @@ def test_samples_follow_the_models_distribution(tiny, draft):
         pair = exact.flatten().argmax() if draft == "likely" else exact.flatten().argmin()
         draft = [pair.item() // len(exact), pair.item() % len(exact)]
     completions = []
-    for _ in range(count // 16):  # few enough rows for every one to have its draft read
+    for first in range(0, count, 16):  # few enough rows for every one to have its draft read
         rollout = sample(
             tiny.model,
             RolloutRequest(
                 [prompt] * 16,
                 SamplingSettings(2),
                 end_ids=frozenset(),
-                generator=generator,
+                seeds=range(first, first + 16),
                 drafts=[draft] * 16,
             ),
         )
@@ -224,12 +223,11 @@ def assert_counts_fit(counts, expected):
     assert chi_squared < degrees + 5 * (2 * degrees) ** 0.5
 
 
-def test_same_generator_state_gives_the_same_rollout_and_leaves_global_noise_alone(tiny):
+def test_same_seeds_give_the_same_rollout_and_leaves_global_noise_alone(tiny):
     def roll():
-        generator = torch.Generator().manual_seed(7)
         return sample(
             tiny.model,
-            RolloutRequest(PROMPTS, SamplingSettings(6), end_ids=frozenset(), generator=generator),
+            RolloutRequest(PROMPTS, SamplingSettings(6), end_ids=frozenset(), seeds=[7, 8, 9]),
         ).completions
 
     before = torch.get_rng_state()
@@ -237,21 +235,20 @@ def test_same_generator_state_gives_the_same_rollout_and_leaves_global_noise_alo
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_a_sampled_completion_depends_on_its_own_noise_not_on_drafts_or_other_rows(model):
-    def roll(drafts=None, end_ids=frozenset()):
-        generator = torch.Generator().manual_seed(3)
-        return sample(
-            model,
-            RolloutRequest(
-                PROMPTS,
-                SamplingSettings(12),
-                end_ids=end_ids,
-                generator=generator,
-                drafts=drafts,
-            ),
-        ).completions
+def test_a_sampled_completion_depends_on_its_own_seed_not_on_drafts_or_other_rows(model):
+    def roll(drafts=None, end_ids=frozenset(), rows=(0, 1, 2)):
+        request = RolloutRequest(
+            [PROMPTS[row] for row in rows],
+            SamplingSettings(12),
+            end_ids=end_ids,
+            seeds=[30 + row for row in rows],
+            drafts=drafts,
+        )
+        return sample(model, request).completions
 
     free = roll()
+    assert roll(rows=(2, 0)) == [free[2], free[0]]
+    assert roll(rows=(1,)) == [free[1]]
     for kind in ("right", "wrong", "substituted", "deleted", "of unequal lengths"):
         assert roll(drafts_of(free, kind)) == free
     ended = free[0][3]  # the first row leaves early, the others go on as before
@@ -378,8 +375,8 @@ def test_settings_out_of_range_are_refused(options, complaint):
         SamplingSettings(**options)
 
 
-def test_sampling_without_a_generator_or_with_an_empty_prompt_is_refused(tiny):
-    with pytest.raises(ValueError, match="generator"):
+def test_sampling_without_a_seed_for_every_prompt_or_with_an_empty_one_is_refused(tiny):
+    with pytest.raises(ValueError, match="1 prompts, 0 seeds"):
         sample(tiny.model, RolloutRequest([[1]], SamplingSettings(2), end_ids=frozenset()))
     with pytest.raises(ValueError, match="prompt 1 has no tokens"):
         sample(

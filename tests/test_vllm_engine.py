@@ -202,14 +202,13 @@ def test_a_request_states_every_sampling_option_and_its_own_seed(stub, connect, 
 
     def roll(seed):
         stub.requests.clear()
-        generator = torch.Generator().manual_seed(seed)
         rollout = engine(
             tiny.model,
             RolloutRequest(
                 PROMPTS,
                 settings,
                 end_ids=tiny.end_ids,
-                generator=generator,
+                seeds=[seed + row for row in range(len(PROMPTS))],
                 decode=tiny.tokenizer.decode,
             ),
         )

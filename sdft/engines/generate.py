@@ -18,14 +18,15 @@ from transformers import (
 )
 
 from sdft.endings import Ending
-from sdft.rollout import RolloutRequest, SamplingSettings, draw, evaluation_mode, uniform_noise
+from sdft.rollout import RolloutRequest, SamplingSettings, draw, evaluation_mode
+from sdft.sharding import whole_weights
 from sdft.types import Rollout, TokenIds
 
 
 class GenerateEngine:
     """Sample with transformers' ``generate``, for models with a forward pass of their own.
 
-    Every token is drawn here, from the raw logits, with the noise of the given generator;
+    Every token is drawn here, from the raw logits, with the noise of the given seeds;
     ``generate`` is handed the choice as the only token left and takes it greedily. Truncation and
     log-probabilities are therefore those of the in-place engine, nothing of the model's shipped
     generation settings applies, the global random state is not touched, and of the logits no more
@@ -36,9 +37,10 @@ class GenerateEngine:
         """B completions in the order of the prompts; see :func:`sdft.rollout.sample`."""
         prompts, settings, ending = request.prompts, request.settings, request.ending
         width = max(map(len, prompts))
-        choice = _Choice(settings, uniform_noise(request))
+        choice = _Choice(settings, request.noise(model.device))
         generate: Any = model.generate  # a mixin of the model's own class
-        with torch.inference_mode(), evaluation_mode(model), neutral_generation_config(model):
+        modes = evaluation_mode(model), neutral_generation_config(model)
+        with whole_weights(model), torch.inference_mode(), modes[0], modes[1]:
             ids = generate(
                 **_left_padded(prompts, width, model.device),
                 generation_config=GenerationConfig(  # type: ignore[no-untyped-call]

@@ -1,23 +1,11 @@
-"""What engines with a sampler of their own share: seeds for it, and reading its answers."""
+"""What engines with a sampler of their own share: reading its answers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from sdft.rollout import RolloutRequest
 from sdft.types import Rollout, TokenIds
-
-
-def draw_seeds(generator: torch.Generator | None, count: int) -> list[int]:
-    """Seeds for a sampler elsewhere, drawn from the rollout's own noise; 0 when greedy."""
-    if generator is None:
-        return [0] * count
-    seeds: list[int] = torch.randint(
-        2**31, (count,), generator=generator, device=generator.device
-    ).tolist()
-    return seeds
 
 
 def rollout_of(answers: Sequence[tuple[TokenIds, list[float]]], request: RolloutRequest) -> Rollout:

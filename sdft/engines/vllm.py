@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from sdft.engines.sampling import draw_seeds, rollout_of
+from sdft.engines.sampling import rollout_of
 from sdft.engines.vllm_server import VLLMError, VLLMServer
 from sdft.engines.weight_transfer import ServedWeights, SharedFolder
 from sdft.rollout import RolloutRequest, SamplingSettings
@@ -76,7 +76,7 @@ class VLLMEngine:
         """B completions in the order of the prompts; see :func:`sdft.rollout.sample`."""
         sampling = sampling_request(request.settings, request.end_ids)
         common = {"model": self._model, **sampling}
-        seeds = draw_seeds(request.generator, len(request.prompts))
+        seeds = request.seeds or [0] * len(request.prompts)
         posts = [
             {**common, "prompt": list(prompt), "seed": seed}
             for prompt, seed in zip(request.prompts, seeds, strict=True)
