@@ -95,12 +95,11 @@ def measure(module: Any, base: Teacher, prompts: list[TokenIds]) -> dict[str, fl
         base: Its model before any training.
         prompts: B token-id lists.
     """
-    seed = mix_seed(module.seed, DRIFT_STREAM)
     request = RolloutRequest(
         prompts,
         replace(module.greedy, temperature=1.0),
         module.end_ids,
-        generator=torch.Generator(module.device).manual_seed(seed),
+        seeds=[mix_seed(module.seed, 0, place, DRIFT_STREAM) for place in range(len(prompts))],
         decode=module.tokenizer.decode,
     )
     completions = module.rollout_engine(module.student, request).completions
