@@ -1,8 +1,10 @@
-"""Observers of a run: retention, cost, openings, checkpoints, exports, progress."""
+"""Observers of a run: retention, probes, drift, openings, cost, checkpoints, exports, progress."""
 
 from callbacks.checkpointing import AtomicCheckpointIO, StageCheckpoint
 from callbacks.cost import CostTracker
+from callbacks.drift import DriftTracker
 from callbacks.export import StageExport
+from callbacks.in_context import InContextCheck
 from callbacks.openings import OpeningRates
 from callbacks.progress import StageProgressBar
 from callbacks.retention import RetentionTracker
@@ -11,6 +13,8 @@ from callbacks.rollouts import RolloutText
 __all__ = [
     "AtomicCheckpointIO",
     "CostTracker",
+    "DriftTracker",
+    "InContextCheck",
     "OpeningRates",
     "RetentionTracker",
     "RolloutText",

@@ -59,6 +59,8 @@ class SDFTModule(ContinualModule):
         teacher_update_every: For ema: optimizer steps between two updates; null for 1.
         reset_teacher: For ema: start every stage's average from the student; off, it goes on
             across stages; null for on, the paper's choice.
+        probe_teacher: Before each stage, and in validate, compare the answers of student and
+            teacher, and warn where the teacher is not better: then SDFT will not help.
         temperature: Sampling temperature of the rollouts.
         top_p: Nucleus of the rollouts; 1 samples the student's own distribution.
         top_k: Rollout tokens come from the k most likely; 0 for all.
@@ -86,6 +88,7 @@ class SDFTModule(ContinualModule):
         teacher_rate: float | None = None,
         teacher_update_every: int | None = None,
         reset_teacher: bool | None = None,
+        probe_teacher: bool = False,
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
@@ -96,8 +99,8 @@ class SDFTModule(ContinualModule):
         super().__init__(**base)
         require_at_least(0, num_loss_tokens_to_skip=num_loss_tokens_to_skip)
         require_above(0, distillation_temperature=distillation_temperature)
-        self.distillation_temperature = distillation_temperature
         self.reduction = checked_reduction(reduction)
+        self.distillation_temperature = distillation_temperature
         self.num_loss_tokens_to_skip = num_loss_tokens_to_skip
         self.skipped_openings = Openings(opening_phrases_to_skip or [], self.tokenizer)
         drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
@@ -106,14 +109,10 @@ class SDFTModule(ContinualModule):
         self.divergence = checked_divergence(
             divergence, divergence_options or {}, self.sampling, importance_clip
         )
-        self.teacher = make_teacher(
-            self.student,
-            teacher,
-            teacher_rate=teacher_rate,
-            teacher_update_every=teacher_update_every,
-            reset_teacher=reset_teacher,
-        )
+        average = {"teacher_rate": teacher_rate, "teacher_update_every": teacher_update_every}
+        self.teacher = make_teacher(self.student, teacher, **average, reset_teacher=reset_teacher)
         self.teacher_head = self.teacher.head(self.student_head)
+        self.probe_teacher = probe_teacher
 
     def on_train_start(self) -> None:
         """A stage's teacher starts from the student; a resumed stage keeps its own."""
