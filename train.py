@@ -16,7 +16,7 @@ import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 
-from callbacks import RetentionTracker, RolloutText, StageCheckpoint, StageExport
+from callbacks import OpeningRates, RetentionTracker, RolloutText, StageCheckpoint, StageExport
 from datamodules import ContinualDataModule, fit_sequence
 from datamodules.sequencing import read_counters
 from lightning_modules import ContinualModule
@@ -57,6 +57,7 @@ class ContinualCLI(LightningCLI):
         parser.add_lightning_class_args(StageCheckpoint, "checkpoint")
         parser.add_lightning_class_args(StageExport, "export")
         parser.add_lightning_class_args(RolloutText, "rollouts")
+        parser.add_lightning_class_args(OpeningRates, "openings")
         parser.link_arguments("model.tokenizer", "data.tokenizer", apply_on="instantiate")
         for target in ("model.init_args.seed", "data.seed"):
             parser.link_arguments("seed_everything", target, compute_fn=int)
