@@ -1,18 +1,23 @@
 """Observers of a run: retention, cost, checkpoints, exports, progress."""
 
-from callbacks.checkpointing import AtomicCheckpointIO, StageCheckpoint
+from callbacks.checkpointing import AtomicCheckpointIO, SettingsRecord, StageCheckpoint
 from callbacks.cost import CostTracker
 from callbacks.export import StageExport
+from callbacks.interruption import StopOnSignal
 from callbacks.progress import StageProgressBar
 from callbacks.retention import RetentionTracker
 from callbacks.rollouts import RolloutText
+from callbacks.skipped import SkippedSteps
 
 __all__ = [
     "AtomicCheckpointIO",
     "CostTracker",
     "RetentionTracker",
     "RolloutText",
+    "SettingsRecord",
+    "SkippedSteps",
     "StageCheckpoint",
     "StageExport",
     "StageProgressBar",
+    "StopOnSignal",
 ]

@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sdft.files import save_on_any_rank
+from sdft.files import TEMPORARY, flush_tree, save_on_any_rank
 from sdft.lora import BACKBONE_DTYPES, LoRA, add_adapters, merged
 from sdft.tiny import write_tiny_model
 
@@ -134,10 +134,13 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
 def staged_directory(directory: Path) -> Iterator[Path]:
     """A folder beside ``directory`` that takes its place when the block ends without an error."""
     directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    staging = Path(
+        tempfile.mkdtemp(prefix=f".{directory.name}-", suffix=TEMPORARY, dir=directory.parent)
+    )
     try:
         yield staging
         staging.chmod(0o755)
+        flush_tree(staging)
         if directory.exists():
             shutil.rmtree(directory)
         staging.replace(directory)
