@@ -14,8 +14,10 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
 
 from callbacks import (
+    OpeningRates,
     RetentionTracker,
     RolloutText,
     SettingsRecord,
@@ -68,6 +70,7 @@ class ContinualCLI(LightningCLI):
         parser.add_lightning_class_args(StageExport, "export")
         parser.add_lightning_class_args(RolloutText, "rollouts")
         parser.add_lightning_class_args(SkippedSteps, "skipped")
+        parser.add_lightning_class_args(OpeningRates, "openings")
         parser.link_arguments("model.tokenizer", "data.tokenizer", apply_on="instantiate")
         for target in ("model.init_args.seed", "data.seed"):
             parser.link_arguments("seed_everything", target, compute_fn=int)
@@ -93,7 +96,9 @@ class ContinualCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         run_dir = Path(config.run_dir or CONFIGS.parent / "runs" / self._config_name(config))
         if self.config.subcommand == "fit":
-            config.ckpt_path = settle_run(run_dir, config.ckpt_path, config.overwrite)
+            config.ckpt_path = settle_run(
+                run_dir, config.ckpt_path, config.overwrite, is_first=rank_zero_only.rank == 0
+            )
         elif config.ckpt_path:
             config.ckpt_path = str(named_checkpoint(run_dir, config.ckpt_path))
         resumed = self._read_resumed(config) if self.config.subcommand == "fit" else None

@@ -1,9 +1,10 @@
-"""Observers of a run: retention, cost, checkpoints, exports, progress."""
+"""Observers of a run: retention, cost, openings, checkpoints, exports, progress."""
 
 from callbacks.checkpointing import AtomicCheckpointIO, SettingsRecord, StageCheckpoint
 from callbacks.cost import CostTracker
 from callbacks.export import StageExport
 from callbacks.interruption import StopOnSignal
+from callbacks.openings import OpeningRates
 from callbacks.progress import StageProgressBar
 from callbacks.retention import RetentionTracker
 from callbacks.rollouts import RolloutText
@@ -12,6 +13,7 @@ from callbacks.skipped import SkippedSteps
 __all__ = [
     "AtomicCheckpointIO",
     "CostTracker",
+    "OpeningRates",
     "RetentionTracker",
     "RolloutText",
     "SettingsRecord",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 
+from callbacks.sharded_checkpoint import save_in_shards
 from sdft.checkpoints import LAST, PREVIOUS, check_whole, write_checkpoint
 from sdft.files import TEMPORARY
 from sdft.run_settings import Settings
@@ -77,34 +80,50 @@ class StageCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write last.ckpt and the stage's own checkpoint."""
-        if not at_stage_end(trainer):
-            return
-        self.save(trainer)
-        if self.keep_stages and trainer.is_global_zero:
+        if at_stage_end(trainer):
             plan, stage = trainer.datamodule.plan, trainer.datamodule.stage
-            folder = _folder(trainer)
-            _link(folder / LAST, folder / f"stage-{stage + 1}-{plan.tasks[stage]}.ckpt")
-            self._delete_oldest(folder)
+            name = f"stage-{stage + 1}-{plan.tasks[stage]}.ckpt"
+            self.save(trainer, name if self.keep_stages else None)
 
-    def save(self, trainer: L.Trainer) -> None:
-        """Write last.ckpt, and keep what it was; at every instant there is a whole one."""
+    def save(self, trainer: L.Trainer, kept_name: str | None = None) -> None:
+        """Write last.ckpt, unless this step has been saved already; called on every rank.
+
+        Args:
+            trainer: Makes the checkpoint.
+            kept_name: A second name for it that later ones leave alone; None for none.
+        """
         if self.last_step == trainer.global_step:
             return
-        folder = _folder(trainer)
-        trainer.save_checkpoint(folder / NEXT, weights_only=False)
-        if trainer.is_global_zero:
-            if self.max_checkpoints != 1 and (folder / LAST).exists():
-                _link(folder / LAST, folder / PREVIOUS)
-            (folder / NEXT).replace(folder / LAST)
         self.last_step = trainer.global_step
+        folder = Path(trainer.default_root_dir) / "checkpoints"
+        kept = None if kept_name is None else folder / kept_name
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            save_in_shards(trainer, folder / LAST, kept)
+        else:
+            self._save_whole(trainer, folder, kept)
+        if trainer.is_global_zero and self.max_checkpoints is not None:
+            self._delete_oldest(folder, self.max_checkpoints)
 
-    def _delete_oldest(self, folder: Path) -> None:
-        if self.max_checkpoints is None:
+    def _save_whole(self, trainer: L.Trainer, folder: Path, kept: Path | None) -> None:
+        """Write one file, and keep what last.ckpt was; at every instant there is a whole one."""
+        trainer.save_checkpoint(folder / NEXT, weights_only=False)
+        if not trainer.is_global_zero:
             return
+        if self.max_checkpoints != 1 and (folder / LAST).exists():
+            _link(folder / LAST, folder / PREVIOUS)
+        (folder / NEXT).replace(folder / LAST)
+        if kept is not None:
+            _link(folder / LAST, kept)
+
+    @staticmethod
+    def _delete_oldest(folder: Path, max_checkpoints: int) -> None:
         stages = sorted(folder.glob("stage-*.ckpt"), key=lambda path: int(path.name.split("-")[1]))
         num_others = len(list(folder.glob("*.ckpt"))) - len(stages)
-        for path in stages[: max(0, len(stages) + num_others - self.max_checkpoints)]:
-            path.unlink()
+        for path in stages[: max(0, len(stages) + num_others - max_checkpoints)]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 class SettingsRecord(L.Callback):
@@ -140,7 +159,3 @@ def _link(file: Path, name: Path) -> None:
     temporary.unlink(missing_ok=True)
     os.link(file, temporary)
     temporary.replace(name)
-
-
-def _folder(trainer: L.Trainer) -> Path:
-    return Path(trainer.default_root_dir) / "checkpoints"

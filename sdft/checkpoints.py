@@ -20,6 +20,7 @@ from sdft.files import atomic_stream
 
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"  # what last.ckpt was before
+SHARDED_SUMMARY = "meta.pt"  # of a checkpoint with one file per rank: all but the tensors
 
 
 class ResumeError(ValueError):
@@ -39,9 +40,9 @@ def check_whole(path: Path) -> None:
         ResumeError: The file is missing, truncated, corrupted or not a checkpoint. The message
             names a good one beside it.
     """
-    if not path.is_file():
+    if not path.exists():
         raise ResumeError(f"the checkpoint {path} does not exist")
-    if (damage := _damage(path)) is not None:
+    if (damage := _damage(_archive(path))) is not None:
         raise ResumeError(
             f"the checkpoint {path} is truncated or not a checkpoint ({damage}); {_instead(path)}"
         )
@@ -56,7 +57,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     check_whole(path)
     try:
         checkpoint: dict[str, Any] = torch.load(
-            path, map_location="cpu", mmap=True, weights_only=True
+            _archive(path), map_location="cpu", mmap=True, weights_only=True
         )
         return {**checkpoint, **{name: int(checkpoint[name]) for name in ("epoch", "global_step")}}
     except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
@@ -75,8 +76,15 @@ def read_counters(path: Path) -> dict[str, int]:
     return {name: summary[name] for name in ("epoch", "global_step")}
 
 
+def _archive(path: Path) -> Path:
+    """The file to verify; of a folder with one file per rank, the one with the counters."""
+    return path / SHARDED_SUMMARY if path.is_dir() else path
+
+
 def _damage(path: Path) -> str | None:
     """What is wrong with the archive; None if nothing is."""
+    if not path.is_file():
+        return "there is no such file"
     state = path.stat()
     return _damage_of_version(path, state.st_ino, state.st_size, state.st_mtime_ns)
 
@@ -102,7 +110,7 @@ def _damage_of_version(path: Path, *_: int) -> str | None:
 def _instead(path: Path) -> str:
     """Where else to resume: the newest good checkpoint in the same folder."""
     others = (other for other in path.parent.glob("*.ckpt") if other.name != path.name)
-    good = [other for other in others if _damage(other) is None]
+    good = [other for other in others if _damage(_archive(other)) is None]
     if not good:
         return "there is no other good one in its folder"
     newest = max(good, key=lambda other: (other.stat().st_mtime_ns, other.name == PREVIOUS))

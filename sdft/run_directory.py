@@ -18,7 +18,9 @@ def named_checkpoint(run_dir: Path, name: str) -> Path:
     return Path(name) if file is None else run_dir / "checkpoints" / file
 
 
-def settle_run(run_dir: Path, ckpt_path: str | None, overwrite: bool) -> str | None:
+def settle_run(
+    run_dir: Path, ckpt_path: str | None, overwrite: bool, *, is_first: bool = True
+) -> str | None:
     """Decide whether a run starts, resumes or is refused.
 
     Args:
@@ -26,6 +28,7 @@ def settle_run(run_dir: Path, ckpt_path: str | None, overwrite: bool) -> str | N
         ckpt_path: None, ``last``, ``previous`` (what last.ckpt was before), ``auto`` (last, or a
             new run where there is none), or a file.
         overwrite: Delete a used folder.
+        is_first: Of several processes; the folder is the first one's business.
 
     Returns:
         The checkpoint to resume from, or None to start from the beginning.
@@ -34,15 +37,17 @@ def settle_run(run_dir: Path, ckpt_path: str | None, overwrite: bool) -> str | N
         ValueError: The folder is used, there is nothing to resume, or the checkpoint is damaged.
     """
     if ckpt_path is None:
-        _clear(run_dir, overwrite)
+        if is_first:
+            _clear(run_dir, overwrite)
         return None
     checkpoint = named_checkpoint(run_dir, ckpt_path)
-    if ckpt_path in NAMED_CHECKPOINTS and not checkpoint.is_file():
+    if ckpt_path in NAMED_CHECKPOINTS and not checkpoint.exists():
         _check_startable(run_dir, ckpt_path, checkpoint)
-        return None
-    check_whole(checkpoint)
-    remove_leftovers(run_dir)
-    return str(checkpoint)
+    else:
+        check_whole(checkpoint)
+    if is_first and run_dir.is_dir():
+        remove_leftovers(run_dir)
+    return None if not checkpoint.exists() else str(checkpoint)
 
 
 def _clear(run_dir: Path, overwrite: bool) -> None:
@@ -70,5 +75,4 @@ def _check_startable(run_dir: Path, name: str, checkpoint: Path) -> None:
     if name != "auto" and not (run_dir / "config.yaml").is_file():
         raise ResumeError(f"nothing to resume: {checkpoint} does not exist; leave --ckpt_path out")
     if run_dir.is_dir():
-        remove_leftovers(run_dir)
         sys.stdout.write(f"{run_dir} has no checkpoint yet: starting from the beginning\n")

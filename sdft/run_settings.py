@@ -17,7 +17,6 @@ TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm")
 HARMLESS = {
     "model.activation_checkpointing",
     "model.micro_batch_size",
-    "model.teacher_samples_every",
     "model.trust_remote_code",
     "data.eval_batch_size",
     "data.tokenizer",
