@@ -136,12 +136,13 @@ class ContinualCLI(LightningCLI):
         **_: Any,
     ) -> None:
         """Run the sequence, then say what came out and where it lies."""
-        stop = StopOnSignal(self.trainer.checkpoint_callback)
+        [checkpoint] = (each for each in self.trainer.callbacks if type(each) is StageCheckpoint)
+        stop = StopOnSignal(checkpoint)
         self.trainer.callbacks += [SettingsRecord(self.settings), stop]
         try:
             with stop.listening():
                 fit_sequence(self.trainer, model, datamodule, ckpt_path)
-        except ResumeError as error:
+        except (ResumeError, FloatingPointError) as error:
             raise SystemExit(f"error: {error}") from error
         except Exception as error:
             if message := explained(error, Path(self.trainer.default_root_dir)):

@@ -13,6 +13,7 @@ is compared, and another one begins. ``--quick`` kills three times. The last lin
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import random
@@ -24,12 +25,12 @@ import time
 import traceback
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 
-import train
-
+TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 # Where to kill -> functions on the main thread's stack there; any instant where there are none.
 PLACES = {
     "anywhere": set(),
@@ -39,7 +40,7 @@ PLACES = {
     "step": {"training_step", "optimizer_step"},
 }
 TASKS = ("routing", "tool_call", "new_facts")
-NUM_STAGES = 6
+NUM_STAGES = 10
 
 
 def main() -> None:
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="three kills")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    import_train()  # once, for all legs
     print(json.dumps(chaos(3 if options.quick else options.kills, random.Random(options.seed))))
 
 
@@ -116,11 +118,22 @@ def _leg_in_child(
             arguments = (threading.main_thread().ident, PLACES[place], chance)
             threading.Thread(target=_kill, args=arguments, daemon=True).start()
         try:
-            train.main(["fit", f"--config={config}", f"--run_dir={run_dir}", "--ckpt_path=auto"])
+            import_train().main(
+                ["fit", f"--config={config}", f"--run_dir={run_dir}", "--ckpt_path=auto"]
+            )
         except BaseException:
             traceback.print_exc()
             return 1
     return 0
+
+
+def import_train() -> ModuleType:
+    """The command line, wherever this file is run from."""
+    if "train" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("train", TRAIN)
+        sys.modules["train"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["train"])
+    return sys.modules["train"]
 
 
 def _kill(main_thread: int, functions: set[str], chance: float) -> None:
@@ -179,11 +192,11 @@ def different(own: Any, expected: Any, path: str) -> list[str]:
 
 
 def write_config(folder: Path) -> Path:
-    """Six stages of four steps on the tiny model, with a checkpoint every other step."""
+    """Ten stages of three steps on the tiny model, with a checkpoint every other step."""
     tasks = [
         {
             "name": f"{TASKS[k % len(TASKS)]}_{k}", "generator": TASKS[k % len(TASKS)],
-            "num_train": 14, "num_validation": 4, "num_test": 4,
+            "num_train": 10, "num_validation": 4, "num_test": 4,
         }
         for k in range(NUM_STAGES)
     ]  # fmt: skip

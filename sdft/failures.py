@@ -41,9 +41,9 @@ def explained(error: BaseException, run_dir: Path) -> str | None:
     """
     chain = list(_chain(error))
     resume = "Resume with the same command and --ckpt_path last: the last checkpoint is whole"
-    if any(map(_disk_is_full, chain)):
+    if full := [each for each in chain if _disk_is_full(each)]:
         return (
-            f"the disk of {run_dir} is full ({chain[0]}); free some space, or set "
+            f"the disk of {run_dir} is full ({full[0]}); free some space, or set "
             "checkpoint.max_checkpoints, checkpoint.keep_stages or export.enabled to keep less. "
             f"{resume}"
         )

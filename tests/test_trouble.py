@@ -38,7 +38,9 @@ class Poisoned(SDFTModule):
 def weights(trainer, module):
     """Everything an optimizer step moves."""
     moments = [
-        each.clone() for state in module.optimizers().state.values() for each in state.values()
+        each.clone()
+        for state in module.optimizers(use_pl_optimizer=False).state.values()
+        for each in state.values()
     ]
     return [each.detach().clone() for each in module.parameters()] + moments
 
