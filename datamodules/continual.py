@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.loaders import EvaluationLoader, Share, StageLoader
 from datamodules.tokenization import RowTokenizer
+from sdft.checkpoints import ResumeError
 from sdft.prompting import TeacherTemplate, TeacherView
 from sdft.retrieval import check_choice, choose_examples
+from sdft.run_settings import differences
 from sdft.stages import StagePlan
 from sdft.tasks import Task, TaskSpec, load_tasks
 from sdft.types import Demonstration
@@ -85,6 +89,27 @@ class ContinualDataModule(L.LightningDataModule):
         # Both are set by the sequencer from the counters; None while no sequence is running.
         self.stage = 0
         self.num_stages_done: int | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What tells the rows of a checkpoint's run from others."""
+        return {"rows": self._digests}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on with other rows; evaluating a checkpoint on any rows is fine.
+
+        Raises:
+            ResumeError: Rows that the checkpoint's run knew have changed.
+        """
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        if fitting and (changed := differences(state_dict["rows"], self._digests)):
+            raise ResumeError(
+                "the data is not what the checkpoint's run had; digests of the rows in task.split "
+                f"that differ: {'; '.join(changed)}. Restore it, or start a new run"
+            )
+
+    @cached_property
+    def _digests(self) -> dict[str, dict[str, str]]:
+        return {task.name: task.digests() for task in self.tasks}
 
     def train_dataloader(self) -> StageLoader:
         """This process's part of the current stage's batches."""

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from lightning_modules.options import require, require_above, require_at_least
 from sdft.cost import LapClock
 from sdft.engines import make_engine
+from sdft.gradients import gradients_are_finite
 from sdft.head import VocabularyHead
 from sdft.lora import LoRA, backbone_state, digest, trained_parameters
 from sdft.losses import reduction_weights
@@ -103,6 +104,7 @@ class ContinualModule(L.LightningModule):
         self.seed = seed
         self.last_rollout: Rollout | None = None  # of the last training step, for callbacks
         self.clock = LapClock()  # seconds of its phases, for callbacks
+        self.step_skipped = False  # whether it moved nothing, for callbacks
         self._num_lent = 0  # of the batch in training
         self._scores: dict[str, list[float]] = {}  # of this rank's rows, by task
         self._evaluation = ExitStack()  # what an evaluation is run in
@@ -243,6 +245,17 @@ class ContinualModule(L.LightningModule):
     def on_after_backward(self) -> None:
         """Attribute the time to the backward pass."""
         self.clock.lap("backward")
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Note whether the loss is a number."""
+        self._loss_is_finite = bool(loss.detach().isfinite())
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Skip a step whose loss or gradient is NaN or infinite on any rank: nothing moves."""
+        finite = self._loss_is_finite and gradients_are_finite(self.student)
+        self.step_skipped = not self.trainer.strategy.reduce_boolean_decision(finite)
+        if self.step_skipped:
+            optimizer.zero_grad()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step the student."""

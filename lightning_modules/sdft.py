@@ -222,7 +222,8 @@ class SDFTModule(ContinualModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step the student, then let the teacher follow."""
         super().optimizer_step(*args, **kwargs)
-        self.teacher.follow(self.student, self.trainer.global_step + 1)
+        if not self.step_skipped:
+            self.teacher.follow(self.student, self.trainer.global_step + 1)
         self.clock.lap("teacher_update")
 
     def _log_rollout(self, rollout: Rollout) -> None:

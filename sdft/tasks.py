@@ -7,6 +7,8 @@ bad row stops a run before it starts.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -46,6 +48,10 @@ class Task:
     validation: tuple[Demonstration, ...]
     test: tuple[Demonstration, ...]
     source: str
+
+    def digests(self) -> dict[str, str]:
+        """A short digest of each split's rows in order: another version of the data differs."""
+        return {split: _digest(getattr(self, split)) for split in SPLITS}
 
 
 Splits = dict[str, tuple[Demonstration, ...]]
@@ -196,6 +202,12 @@ def _chosen(num_present: int, spec: TaskSpec, split: Split, seed: int) -> list[i
     order = list(range(num_present))
     random.Random(f"{seed}/{split}").shuffle(order)
     return sorted(order[:number])
+
+
+def _digest(rows: Sequence[Demonstration]) -> str:
+    values = [(row.id, row.prompt, row.demonstration, row.answer, row.context) for row in rows]
+    text = json.dumps(values, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _default_scorer(spec: TaskSpec, splits: Splits) -> str:

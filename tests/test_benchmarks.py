@@ -25,6 +25,12 @@ def test_teacher_shapes_measures_the_student_and_every_template():
     assert set(figures["paper"]) == {"routing", "tool_call", "new_facts"}
 
 
+@pytest.mark.slow
+def test_chaos_ends_as_a_run_that_was_never_killed():
+    outcome = last_line("benchmarks/chaos.py", "--quick")
+    assert outcome == {"kills": 3, "identical": True, "differences": []}
+
+
 def write_run(folder, method, matrix, test):
     tasks = ["one", "two"]
     rows = [
