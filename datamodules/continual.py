@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from datamodules.tokenization import RowTokenizer
 from sdft.prompting import TeacherTemplate, TeacherView
 from sdft.retrieval import check_choice, choose_examples
-from sdft.stages import StagePlan
+from sdft.stages import Place, StagePlan
 from sdft.tasks import Task, TaskSpec, load_tasks
 from sdft.types import Demonstration, DemonstrationBatch, EvaluationBatch
 
@@ -25,6 +26,9 @@ class ContinualDataModule(L.LightningDataModule):
         batch_size: Prompts per optimizer step.
         epochs_per_stage: Passes over a task's training rows in its stage.
         examples_per_stage: Examples a stage draws instead of whole passes.
+        replay_fraction: Training rows of earlier tasks added to every later stage, for each row
+            of its own; every earlier row is as likely as any other. Steps stay the same, batches
+            grow.
         eval_batch_size: Prompts answered at a time in evaluation.
         teacher_context: What the teacher is shown besides the prompt: demonstration, context (the
             row's article alone) or both; a task may name its own.
@@ -48,6 +52,7 @@ class ContinualDataModule(L.LightningDataModule):
         batch_size: int = 32,
         epochs_per_stage: int = 1,
         examples_per_stage: int | None = None,
+        replay_fraction: float = 0.0,
         eval_batch_size: int = 32,
         teacher_context: str = "both",
         num_demonstrations: int = 1,
@@ -70,6 +75,8 @@ class ContinualDataModule(L.LightningDataModule):
             num_demonstrations=num_demonstrations,
             examples_per_stage=1 if examples_per_stage is None else examples_per_stage,
         )
+        if not 0.0 <= replay_fraction < math.inf:
+            raise ValueError(f"data.replay_fraction is {replay_fraction}; it must be 0 or more")
         self.reader = RowTokenizer(
             tokenizer,
             _views(tasks, TeacherTemplate.load(teacher_template), teacher_context),
@@ -80,17 +87,25 @@ class ContinualDataModule(L.LightningDataModule):
         self.tasks = tuple(map(self.reader.fitting, load_tasks(tasks, data_seed)))
         self._show_examples(num_demonstrations - 1, demonstration_choice, seed)
         self.eval_batch_size = eval_batch_size
-        self.plan = _plan(self.tasks, batch_size, epochs_per_stage, examples_per_stage, seed)
+        num_rows = tuple(len(task.train) for task in self.tasks)
+        self.plan = StagePlan(
+            tasks=tuple(task.name for task in self.tasks),
+            num_rows=num_rows,
+            num_examples=tuple(examples_per_stage or rows * epochs_per_stage for rows in num_rows),
+            batch_size=batch_size,
+            seed=seed,
+            replay_fraction=replay_fraction,
+        )
         # Both are set by the sequencer from the counters; None while no sequence is running.
         self.stage = 0
         self.num_stages_done: int | None = None
 
     def train_dataloader(self) -> StageLoader:
         """The current stage's batches."""
-        rows = self.tasks[self.stage].train
-        return StageLoader(
-            self.plan, self.stage, lambda batch: self.reader.train_batch(rows, batch)
-        )
+        return StageLoader(self.plan, self.stage, self._train_batch)
+
+    def _train_batch(self, places: Sequence[Place]) -> DemonstrationBatch:
+        return self.reader.train_batch([self.tasks[task].train[row] for task, row in places])
 
     def val_dataloader(self) -> list[EvaluationLoader]:
         """One loader per task, in training order."""
@@ -128,11 +143,14 @@ class StageLoader:
     Args:
         plan: The sequence of stages.
         stage: The stage to serve.
-        collate: Makes a batch from row indices.
+        collate: Makes a batch of rows, given their places.
     """
 
     def __init__(
-        self, plan: StagePlan, stage: int, collate: Callable[[list[int]], DemonstrationBatch]
+        self,
+        plan: StagePlan,
+        stage: int,
+        collate: Callable[[Sequence[Place]], DemonstrationBatch],
     ) -> None:
         self._plan = plan
         self._stage = stage
@@ -145,9 +163,9 @@ class StageLoader:
 
     def __iter__(self) -> Iterator[DemonstrationBatch]:
         """The batches not yet given."""
-        for indices in self._plan.batches(self._stage, self._num_given):
+        for places in self._plan.batches(self._stage, self._num_given):
             self._num_given += 1
-            yield self._collate(indices)
+            yield self._collate(places)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to go on with the next batch."""
@@ -194,20 +212,3 @@ def _views(
     return {
         spec.name: TeacherView(template, spec.teacher_context or teacher_context) for spec in specs
     }
-
-
-def _plan(
-    tasks: Sequence[Task],
-    batch_size: int,
-    epochs_per_stage: int,
-    examples_per_stage: int | None,
-    seed: int,
-) -> StagePlan:
-    num_rows = tuple(len(task.train) for task in tasks)
-    return StagePlan(
-        tasks=tuple(task.name for task in tasks),
-        num_rows=num_rows,
-        num_examples=tuple(examples_per_stage or rows * epochs_per_stage for rows in num_rows),
-        batch_size=batch_size,
-        seed=seed,
-    )

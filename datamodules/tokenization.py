@@ -70,14 +70,13 @@ class RowTokenizer:
         ids = self._tokenizer(row.demonstration, add_special_tokens=False)["input_ids"]
         return [*ids, self._tokenizer.eos_token_id]
 
-    def train_batch(self, rows: Sequence[Demonstration], indices: list[int]) -> DemonstrationBatch:
-        """Collate the rows at ``indices``."""
-        chosen = tuple(rows[index] for index in indices)
+    def train_batch(self, rows: Sequence[Demonstration]) -> DemonstrationBatch:
+        """Collate training rows."""
         return DemonstrationBatch(
-            rows=chosen,
-            student_prompts=[self.student_prompt(row) for row in chosen],
-            teacher_prompts=[self.teacher_prompt(row) for row in chosen],
-            demonstrations=[self.demonstration(row) for row in chosen],
+            rows=tuple(rows),
+            student_prompts=[self.student_prompt(row) for row in rows],
+            teacher_prompts=[self.teacher_prompt(row) for row in rows],
+            demonstrations=[self.demonstration(row) for row in rows],
         )
 
     def evaluation_batch(self, task: Task, rows: Sequence[Demonstration]) -> EvaluationBatch:

@@ -1,7 +1,18 @@
 """Methods of continual learning, one LightningModule each."""
 
 from lightning_modules.base import ContinualModule
+from lightning_modules.dft import DFTModule
+from lightning_modules.kl_penalty import KLPenaltyModule
 from lightning_modules.sdft import SDFTModule
 from lightning_modules.sft import SFTModule
+from lightning_modules.teacher_samples import OfflineDistillationModule, TeacherSFTModule
 
-__all__ = ["ContinualModule", "SDFTModule", "SFTModule"]
+__all__ = [
+    "ContinualModule",
+    "DFTModule",
+    "KLPenaltyModule",
+    "OfflineDistillationModule",
+    "SDFTModule",
+    "SFTModule",
+    "TeacherSFTModule",
+]
