@@ -9,12 +9,19 @@ from typing import Any
 import lightning as L
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.documents import DocumentTokenizer
 from datamodules.tokenization import RowTokenizer
 from sdft.prompting import TeacherTemplate, TeacherView
 from sdft.retrieval import check_choice, choose_examples
 from sdft.stages import Place, StagePlan
 from sdft.tasks import Task, TaskSpec, load_tasks
 from sdft.types import Demonstration, DemonstrationBatch, EvaluationBatch
+
+READERS: dict[str, type[RowTokenizer]] = {
+    "demonstrations": RowTokenizer,
+    "documents": DocumentTokenizer,
+    "prompts": RowTokenizer,
+}
 
 
 class ContinualDataModule(L.LightningDataModule):
@@ -23,6 +30,8 @@ class ContinualDataModule(L.LightningDataModule):
     Args:
         tasks: The tasks in training order.
         tokenizer: The model's tokenizer; the command line takes it from the model.
+        train_on: What the method reads of training rows: demonstrations, documents (the rows'
+            contexts, raw) or prompts; the command line takes it from the model.
         batch_size: Prompts per optimizer step.
         epochs_per_stage: Passes over a task's training rows in its stage.
         examples_per_stage: Examples a stage draws instead of whole passes.
@@ -49,6 +58,7 @@ class ContinualDataModule(L.LightningDataModule):
         tasks: list[TaskSpec],
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
+        train_on: str = "demonstrations",
         batch_size: int = 32,
         epochs_per_stage: int = 1,
         examples_per_stage: int | None = None,
@@ -77,7 +87,9 @@ class ContinualDataModule(L.LightningDataModule):
         )
         if not 0.0 <= replay_fraction < math.inf:
             raise ValueError(f"data.replay_fraction is {replay_fraction}; it must be 0 or more")
-        self.reader = RowTokenizer(
+        _check_prompts(tasks, train_on, replay_fraction)
+        self.train_on = train_on
+        self.reader = READERS[train_on](
             tokenizer,
             _views(tasks, TeacherTemplate.load(teacher_template), teacher_context),
             system_prompt=system_prompt,
@@ -122,7 +134,7 @@ class ContinualDataModule(L.LightningDataModule):
     def _show_examples(self, num_examples: int, choice: str, seed: int) -> None:
         """Show the teacher other rows too, after which a row may no longer fit."""
         check_choice(choice)
-        if num_examples:
+        if num_examples and self.train_on == "demonstrations":
             self.reader = self.reader.showing(
                 {
                     task.name: choose_examples(task.train, num_examples, choice, seed)
@@ -204,6 +216,23 @@ def _require_positive(**options: int) -> None:
     for name, value in options.items():
         if value < 1:
             raise ValueError(f"data.{name} is {value}; it must be at least 1")
+
+
+def _check_prompts(specs: Sequence[TaskSpec], train_on: str, replay_fraction: float) -> None:
+    """Refuse prompts without demonstrations where a method would imitate them."""
+    if train_on not in READERS:
+        raise ValueError(f"data.train_on is {train_on}; it must be one of {', '.join(READERS)}")
+    for spec in specs:
+        if spec.prompts_only and train_on != "prompts":
+            raise ValueError(
+                f"task {spec.name!r} has prompts_only, and this method trains on {train_on}; take "
+                "prompts_only out, or use a method that needs none, such as ReinvokeModule"
+            )
+        if spec.prompts_only and replay_fraction:
+            raise ValueError(
+                f"task {spec.name!r} has prompts_only, and data.replay_fraction is "
+                f"{replay_fraction}: stages with and without demonstrations do not mix; set it to 0"
+            )
 
 
 def _views(

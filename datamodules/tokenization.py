@@ -62,7 +62,12 @@ class RowTokenizer:
         return self._encode(student_messages(row, self._system_prompt))
 
     def teacher_prompt(self, row: Demonstration) -> TokenIds:
-        """The prompt with the privileged information in context, up to the assistant's turn."""
+        """The prompt with the privileged information in context, up to the assistant's turn.
+
+        A row of a prompt alone is read as the student reads it.
+        """
+        if not row.demonstration:
+            return self.student_prompt(row)
         return self._encode(self._views[row.task].messages(row, self._system_prompt))
 
     def demonstration(self, row: Demonstration) -> TokenIds:

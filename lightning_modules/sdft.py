@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from lightning_modules.base import ContinualModule, require
 from sdft.divergences import Divergence
+from sdft.lora import digest
 from sdft.losses import (
     DIVERGENCES,
     REDUCTIONS,
@@ -22,10 +24,12 @@ from sdft.objective import distillation_loss, token_logprobs
 from sdft.openings import WATCHED_OPENINGS, Openings
 from sdft.rollout import SamplingSettings, sample
 from sdft.scoring import LossPositions
+from sdft.separate_teacher import SeparateTeacher
 from sdft.stages import mix_seed
-from sdft.teacher import make_teacher
+from sdft.teacher import Teacher, make_teacher, refuse_average
 from sdft.types import DemonstrationBatch, Rollout
 
+TEACHER_NAMED = "the other model where teacher is model, and null where it is not"
 TEACHER_STREAM = 1  # sampling noise apart from the student's
 
 
@@ -62,7 +66,8 @@ class SDFTModule(ContinualModule):
             student's rate is logged at every step.
         teacher: Whose weights teach: ema, an average that follows the student (the paper's
             choice); stage_start, the student as the stage began; base, the model before any
-            training; student, the live student.
+            training; student, the live student; model, the one that teacher_pretrained names.
+        teacher_pretrained: For model: what to load, as pretrained; it needs the student's tokens.
         teacher_rate: For ema: share of the student taken over per update; null for 0.01.
         teacher_update_every: For ema: optimizer steps between two updates; null for 1.
         reset_teacher: For ema: start every stage's average from the student; off, it goes on
@@ -92,6 +97,7 @@ class SDFTModule(ContinualModule):
         opening_phrases_to_skip: list[str] | None = None,
         teacher_samples_every: int = 0,
         teacher: str = "ema",
+        teacher_pretrained: str | None = None,
         teacher_rate: float | None = None,
         teacher_update_every: int | None = None,
         reset_teacher: bool | None = None,
@@ -125,14 +131,22 @@ class SDFTModule(ContinualModule):
         )
         self.importance_clip = importance_clip
         self._check_objective(divergence)
-        self.teacher = make_teacher(
-            self.student,
+        self.teacher = self._make_teacher(
             teacher,
+            teacher_pretrained,
             teacher_rate=teacher_rate,
             teacher_update_every=teacher_update_every,
             reset_teacher=reset_teacher,
         )
         self.teacher_head = self.teacher.head(self.student_head)
+
+    def _make_teacher(self, kind: str, pretrained: str | None, **average: Any) -> Teacher:
+        named = pretrained is not None
+        require(named == (kind == "model"), "teacher_pretrained", pretrained, TEACHER_NAMED)
+        if pretrained is None:
+            return make_teacher(self.student, kind, **average)
+        refuse_average(kind, average)
+        return SeparateTeacher(pretrained, self.tokenizer, self.student_head.vocab_size)
 
     def on_train_start(self) -> None:
         """A stage's teacher starts from the student; a resumed stage keeps its own."""
@@ -141,7 +155,18 @@ class SDFTModule(ContinualModule):
 
     def fixed_settings(self) -> dict[str, str]:
         """What a resumed run must share with its checkpoint, by the option's name."""
-        return {"teacher": self.teacher.kind, **super().fixed_settings()}
+        own = {"teacher": self.teacher.kind}
+        if self.teacher.kind == "model":
+            own["teacher_pretrained"] = f"of weights {self._teacher_digest}"
+        return {**own, **super().fixed_settings()}
+
+    @cached_property
+    def _teacher_digest(self) -> str:
+        return digest(self.teacher.left_out())
+
+    def _backbone(self) -> dict[str, Tensor]:
+        others = {f"teacher.{name}": each for name, each in self.teacher.left_out().items()}
+        return {**super()._backbone(), **others}
 
     def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
         """The paper's algorithm box."""
