@@ -21,7 +21,8 @@ from sdft.lora import LoRA, backbone_state, digest, trained_parameters
 from sdft.losses import reduction_weights
 from sdft.micro_batches import hidden_states_in_parts
 from sdft.models import load_model
-from sdft.rollout import SamplingSettings
+from sdft.packing import like_parameters, store_by_columns
+from sdft.rollout import RolloutRequest, SamplingSettings
 from sdft.scoring import LossPositions
 from sdft.stages import StagePlan, mix_seed
 from sdft.types import EvaluationBatch, Rollout, TokenIds
@@ -136,6 +137,11 @@ class ContinualModule(L.LightningModule):
         """Whether no optimizer step of the current stage has been taken yet."""
         return self.trainer.global_step == self.plan.first_step(self.stage)
 
+    def configure_model(self) -> None:
+        """On a processor, store the weights in the order that decoding reads them."""
+        if self.trainer.strategy.root_device.type == "cpu":
+            store_by_columns(self)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """A fresh AdamW and cosine schedule for the current stage."""
         optimizer = torch.optim.AdamW(
@@ -208,6 +214,8 @@ class ContinualModule(L.LightningModule):
                     "start a new run without --ckpt_path"
                 )
         checkpoint["state_dict"].update(self._backbone())
+        for optimizer in checkpoint.get("optimizer_states", ()):
+            like_parameters(optimizer["state"], trained_parameters(self.student))
 
     def _backbone(self) -> dict[str, Tensor]:
         """Weights that a checkpoint leaves out, by their names in it."""
@@ -234,10 +242,16 @@ class ContinualModule(L.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.clock.lap("optimizer")
 
-    def rollout_generator(self) -> torch.Generator:
-        """The sampling noise of this optimizer step: a function of the counters alone."""
-        seed = mix_seed(self.seed, self.trainer.global_step, self.trainer.global_rank)
-        return torch.Generator(self.device).manual_seed(seed)
+    def rollout_seeds(self, num_rows: int, *stream: int) -> list[int]:
+        """A seed for every rollout of this optimizer step: a function of the counters alone.
+
+        Args:
+            num_rows: Rollouts on this rank.
+            stream: Tells other samples than the step's own rollouts apart.
+        """
+        first = self.trainer.global_rank * num_rows
+        step = self.trainer.global_step
+        return [mix_seed(self.seed, step, first + row, *stream) for row in range(num_rows)]
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last evaluation."""
@@ -263,10 +277,12 @@ class ContinualModule(L.LightningModule):
     def _evaluate(self, batch: EvaluationBatch) -> None:
         rollout = self.rollout_engine(
             self.student,
-            batch.prompts,
-            self.greedy,
-            end_ids=self.end_ids,
-            decode=self.tokenizer.decode,
+            RolloutRequest(
+                batch.prompts,
+                self.greedy,
+                end_ids=self.end_ids,
+                decode=self.tokenizer.decode,
+            ),
         )
         answers = self.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
         accuracy = self._accuracies.setdefault(batch.task, MeanMetric().to(self.device))

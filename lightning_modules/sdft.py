@@ -22,10 +22,9 @@ from sdft.losses import (
 )
 from sdft.objective import distillation_loss, token_logprobs
 from sdft.openings import WATCHED_OPENINGS, Openings
-from sdft.rollout import SamplingSettings, sample
+from sdft.rollout import RolloutRequest, SamplingSettings, sample
 from sdft.scoring import LossPositions
 from sdft.separate_teacher import SeparateTeacher
-from sdft.stages import mix_seed
 from sdft.teacher import Teacher, make_teacher, refuse_average
 from sdft.types import DemonstrationBatch, Rollout
 
@@ -194,12 +193,14 @@ class SDFTModule(ContinualModule):
         """One completion per prompt from the student."""
         rollout = self.rollout_engine(
             self.student,
-            batch.student_prompts,
-            self.sampling,
-            end_ids=self.end_ids,
-            generator=self.rollout_generator(),
-            drafts=batch.demonstrations,
-            decode=self.tokenizer.decode,
+            RolloutRequest(
+                batch.student_prompts,
+                self.sampling,
+                end_ids=self.end_ids,
+                seeds=self.rollout_seeds(len(batch)),
+                drafts=batch.demonstrations,
+                decode=self.tokenizer.decode,
+            ),
         )
         self.clock.lap("sample")
         self._log_rollout(rollout)
@@ -280,17 +281,16 @@ class SDFTModule(ContinualModule):
         self.log("train/opening_rate_student", rate, batch_size=len(batch))
         every = self.teacher_samples_every
         if every and self.trainer.global_step % every == 0:
-            seed = mix_seed(
-                self.seed, self.trainer.global_step, self.trainer.global_rank, TEACHER_STREAM
-            )
             with self.teacher.scoring(self.student) as model:
                 beginnings = sample(
                     model,
-                    batch.teacher_prompts,
-                    replace(self.sampling, max_new_tokens=self.watched_openings.max_tokens),
-                    end_ids=self.end_ids,
-                    generator=torch.Generator(self.device).manual_seed(seed),
-                    decode=self.tokenizer.decode,
+                    RolloutRequest(
+                        batch.teacher_prompts,
+                        replace(self.sampling, max_new_tokens=self.watched_openings.max_tokens),
+                        end_ids=self.end_ids,
+                        seeds=self.rollout_seeds(len(batch), TEACHER_STREAM),
+                        decode=self.tokenizer.decode,
+                    ),
                 )
             rate = self.watched_openings.rate(beginnings.completions)
             self.log("train/opening_rate_teacher", rate, batch_size=len(batch))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
+from zlib import crc32
 
 from torch import distributed
 from transformers import PreTrainedModel
@@ -12,9 +13,11 @@ from transformers import PreTrainedModel
 from lightning_modules.base import ContinualModule, require
 from lightning_modules.sdft import SDFTModule
 from lightning_modules.sft import SFTModule
-from sdft.rollout import SamplingSettings
+from sdft.rollout import RolloutRequest, SamplingSettings
+from sdft.stages import mix_seed
 from sdft.types import DemonstrationBatch, Rollout, TokenIds
 
+TEACHER_SAMPLE = 2  # sampling noise apart from the rollouts' and from the watched openings'
 RowKey = tuple[str, str]
 """Task and id of a row."""
 
@@ -43,26 +46,28 @@ class TeacherSamples(ContinualModule):
         return nullcontext(self.student)
 
     def draw_samples(self) -> dict[RowKey, TokenIds]:
-        """A completion for every row the stage will read, a function of weights and counters."""
+        """A completion for every row the stage will read."""
         samples: dict[RowKey, TokenIds] = {}
-        generator = self.rollout_generator()
         with self.sampling_teacher() as model:
             for batch in self.trainer.datamodule.train_dataloader():
-                new = [index for index, key in enumerate(keys(batch)) if key not in samples]
-                if not new:
-                    continue
-                rollout = self.rollout_engine(
-                    model,
-                    [batch.teacher_prompts[index] for index in new],
-                    self.sampling,
-                    end_ids=self.end_ids,
-                    generator=generator,
-                    drafts=[batch.demonstrations[index] for index in new],
-                    decode=self.tokenizer.decode,
-                )
-                drawn_for = [keys(batch)[index] for index in new]
-                samples.update(zip(drawn_for, rollout.completions, strict=True))
+                new = [place for place, key in enumerate(keys(batch)) if key not in samples]
+                if new:
+                    drawn_for = [keys(batch)[place] for place in new]
+                    request = RolloutRequest(
+                        [batch.teacher_prompts[place] for place in new],
+                        self.sampling,
+                        end_ids=self.end_ids,
+                        seeds=[self.sample_seed(key) for key in drawn_for],
+                        drafts=[batch.demonstrations[place] for place in new],
+                        decode=self.tokenizer.decode,
+                    )
+                    completions = self.rollout_engine(model, request).completions
+                    samples.update(zip(drawn_for, completions, strict=True))
         return of_all_ranks(samples)
+
+    def sample_seed(self, key: RowKey) -> int:
+        """The noise of a row's sample: a function of the run's seed, the stage and the row."""
+        return mix_seed(self.seed, self.stage, crc32("/".join(key).encode()), TEACHER_SAMPLE)
 
     def samples_of(self, batch: DemonstrationBatch) -> list[TokenIds]:
         """B completions, the same whenever a row comes up."""

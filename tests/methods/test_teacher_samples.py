@@ -1,4 +1,5 @@
 from dataclasses import replace
+from zlib import crc32
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lightning_modules import OfflineDistillationModule, TeacherSFTModule
 from sdft.models import load_model
-from sdft.rollout import sample
+from sdft.rollout import RolloutRequest, sample
 from sdft.stages import mix_seed
 from tests.methods.one_step import BATCH, assert_step_equals, logprobs, moved, token_logprobs
 from tests.test_modules import Recorder, sdft, train
@@ -73,14 +74,13 @@ def test_samples_are_the_shown_models_and_stay_the_same_for_a_stage(kind, tmp_pa
     train(module, tmp_path, epochs_per_stage=2)
     assert len(batches) == 10
     base = load_model("tiny-random")
-    generator = torch.Generator().manual_seed(mix_seed(3, 0, 0))
     first_pass = [(batch, samples) for stage, batch, samples in batches if stage == 0][:3]
     for batch, samples in first_pass:
-        rollout = sample(
-            base.model, batch.teacher_prompts, module.sampling, end_ids=base.end_ids,
-            generator=generator, drafts=batch.demonstrations,
-        )  # fmt: skip
-        assert samples == rollout.completions
+        seeds = [mix_seed(3, 0, crc32(f"one/{row.id}".encode()), 2) for row in batch.rows]
+        request = RolloutRequest(
+            batch.teacher_prompts, module.sampling, end_ids=base.end_ids, seeds=seeds
+        )
+        assert samples == sample(base.model, request).completions
     seen = {}
     for _, batch, samples in batches:
         for row, tokens in zip(batch.rows, samples, strict=True):
