@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_modules.base import require
+from lightning_modules.options import require, require_above
 from lightning_modules.sft import SFTModule
 from sdft.losses import make_divergence
 from sdft.objective import distillation_loss
@@ -36,7 +36,7 @@ class KLPenaltyModule(SFTModule):
         self, *, penalty: float = 0.1, penalty_direction: str = "reverse_kl", **base: Any
     ) -> None:
         super().__init__(**base)
-        require(penalty > 0, "penalty", penalty, "above 0; without a penalty this is SFTModule")
+        require_above(0, penalty=penalty)
         named = penalty_direction in DIRECTIONS
         require(named, "penalty_direction", penalty_direction, " or ".join(DIRECTIONS))
         self.penalty = penalty

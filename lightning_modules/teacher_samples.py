@@ -10,7 +10,8 @@ from zlib import crc32
 from torch import distributed
 from transformers import PreTrainedModel
 
-from lightning_modules.base import ContinualModule, require
+from lightning_modules.base import ContinualModule
+from lightning_modules.options import require
 from lightning_modules.sdft import SDFTModule
 from lightning_modules.sft import SFTModule
 from sdft.rollout import RolloutRequest, SamplingSettings
