@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -48,6 +49,9 @@ class ContinualDataModule(L.LightningDataModule):
             dialogue_twice, paper, paper_short) or the path of a .jinja file.
         system_prompt: System message for prompts without one; null keeps the chat template's own.
         max_prompt_tokens: Longest prompt, of student and teacher.
+        min_agreement: Drop training rows whose demonstration the untrained model, with it in
+            context, gives a lower mean probability per token (geometric, 0 to 1); 0 keeps all. What
+            was dropped is in the run's dropped.json.
         overlong: What happens to a row that is longer: error, or drop (reported).
         data_seed: Seed of generated rows and of subsets, the same in all runs to be compared.
         seed: Seed of the training order; follows seed_everything.
@@ -70,6 +74,7 @@ class ContinualDataModule(L.LightningDataModule):
         teacher_template: str = "paper",
         system_prompt: str | None = None,
         max_prompt_tokens: int = 1024,
+        min_agreement: float = 0.0,
         overlong: str = "error",
         data_seed: int = 0,
         seed: int = 0,
@@ -87,6 +92,8 @@ class ContinualDataModule(L.LightningDataModule):
         )
         if not 0.0 <= replay_fraction < math.inf:
             raise ValueError(f"data.replay_fraction is {replay_fraction}; it must be 0 or more")
+        if not 0.0 <= min_agreement < 1.0:
+            raise ValueError(f"data.min_agreement is {min_agreement}; it must lie in [0, 1)")
         _check_prompts(tasks, train_on, replay_fraction)
         self.train_on = train_on
         self.reader = READERS[train_on](
@@ -99,18 +106,46 @@ class ContinualDataModule(L.LightningDataModule):
         self.tasks = tuple(map(self.reader.fitting, load_tasks(tasks, data_seed)))
         self._show_examples(num_demonstrations - 1, demonstration_choice, seed)
         self.eval_batch_size = eval_batch_size
-        num_rows = tuple(len(task.train) for task in self.tasks)
+        self.min_agreement = min_agreement
         self.plan = StagePlan(
             tasks=tuple(task.name for task in self.tasks),
-            num_rows=num_rows,
-            num_examples=tuple(examples_per_stage or rows * epochs_per_stage for rows in num_rows),
+            num_rows=(),
+            num_examples=(),
             batch_size=batch_size,
             seed=seed,
             replay_fraction=replay_fraction,
         )
+        self._budget = (epochs_per_stage, examples_per_stage)
+        self.drop_rows({})
         # Both are set by the sequencer from the counters; None while no sequence is running.
         self.stage = 0
         self.num_stages_done: int | None = None
+
+    def drop_rows(self, dropped: Mapping[str, Collection[str]]) -> None:
+        """Leave training rows out, before training: task -> their ids.
+
+        Raises:
+            ValueError: A task has no training row left.
+        """
+        epochs, examples = self._budget
+        kept = []
+        for task in self.tasks:
+            ids = dropped.get(task.name, ())
+            kept.append(replace(task, train=tuple(row for row in task.train if row.id not in ids)))
+            if not kept[-1].train:
+                raise ValueError(
+                    f"task {task.name!r}: the teacher agrees with no demonstration as far as "
+                    f"data.min_agreement = {self.min_agreement}; lower it, or look at the rows"
+                )
+        self.tasks = tuple(kept)
+        num_rows = tuple(len(task.train) for task in self.tasks)
+        num_examples = tuple(examples or rows * epochs for rows in num_rows)
+        self.plan = replace(self.plan, num_rows=num_rows, num_examples=num_examples)
+
+    def score(self, completion: str, row: Demonstration) -> float:
+        """A completion's score by the rule of the row's task."""
+        scorers = {task.name: task.scorer for task in self.tasks}
+        return scorers[row.task](completion, row)
 
     def train_dataloader(self) -> StageLoader:
         """The current stage's batches."""

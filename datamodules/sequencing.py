@@ -17,6 +17,7 @@ import lightning as L
 import torch
 
 from datamodules.continual import ContinualDataModule
+from datamodules.filtering import drop_disagreeing
 from sdft.stages import StagePlan
 
 
@@ -59,6 +60,10 @@ def fit_sequence(
             cannot be read or belongs to another sequence.
     """
     _check_trainer(trainer)
+    if datamodule.min_agreement:
+        module.to(trainer.strategy.root_device)
+        report = Path(trainer.default_root_dir) / "dropped.json"
+        drop_disagreeing(datamodule, module.student, report, resumed=ckpt_path is not None)
     plan = datamodule.plan
     num_done = 0
     if ckpt_path is not None:

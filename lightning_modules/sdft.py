@@ -158,20 +158,42 @@ class SDFTModule(ContinualModule):
         positions = self.loss_positions(rollout, skipped)
         teacher = self.score_teacher(batch, rollout, positions)  # demonstration in context
         student = self.score_student(batch, rollout, positions)  # prompt only
-        loss = distillation_loss(
+        weights = self.loss_weights(rollout, positions, skipped, student)
+        loss = self.objective(batch, rollout, positions, weights, student, teacher)
+        self.clock.lap("student")
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def objective(
+        self,
+        batch: DemonstrationBatch,
+        rollout: Rollout,
+        positions: LossPositions,
+        weights: Tensor,
+        student: Tensor,
+        teacher: Tensor,
+    ) -> Tensor:
+        """The weighted divergence of the teacher and the student.
+
+        Args:
+            batch: What was asked.
+            rollout: What the student answered.
+            positions: The N tokens of it that the loss reads.
+            weights: (N,) of these tokens.
+            student: (N, D) hidden states, with gradient.
+            teacher: (N, D') hidden states.
+        """
+        return distillation_loss(
             student,
             self.student_head,
             teacher,
             self.teacher_head,
             tokens=positions.tokens,
-            weights=self.loss_weights(rollout, positions, skipped, student),
+            weights=weights,
             divergence=self.divergence,
             temperature=self.distillation_temperature,
             sequence_index=positions.rows,
         ).loss
-        self.clock.lap("student")
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        return loss
 
     def sample(self, batch: DemonstrationBatch) -> Rollout:
         """One completion per prompt from the student."""
