@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +11,13 @@ import lightning as L
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.documents import DocumentTokenizer
+from datamodules.loaders import EvaluationLoader, Share, StageLoader
 from datamodules.tokenization import RowTokenizer
 from sdft.prompting import TeacherTemplate, TeacherView
 from sdft.retrieval import check_choice, choose_examples
 from sdft.stages import Place, StagePlan
 from sdft.tasks import Task, TaskSpec, load_tasks
-from sdft.types import Demonstration, DemonstrationBatch, EvaluationBatch
+from sdft.types import Demonstration, DemonstrationBatch
 
 READERS: dict[str, type[RowTokenizer]] = {
     "demonstrations": RowTokenizer,
@@ -33,13 +34,13 @@ class ContinualDataModule(L.LightningDataModule):
         tokenizer: The model's tokenizer; the command line takes it from the model.
         train_on: What the method reads of training rows: demonstrations, documents (the rows'
             contexts, raw) or prompts; the command line takes it from the model.
-        batch_size: Prompts per optimizer step.
+        batch_size: Prompts per optimizer step, over all processes together.
         epochs_per_stage: Passes over a task's training rows in its stage.
         examples_per_stage: Examples a stage draws instead of whole passes.
         replay_fraction: Training rows of earlier tasks added to every later stage, for each row
             of its own; every earlier row is as likely as any other. Steps stay the same, batches
             grow.
-        eval_batch_size: Prompts answered at a time in evaluation.
+        eval_batch_size: Prompts a process answers at a time in evaluation.
         teacher_context: What the teacher is shown besides the prompt: demonstration, context (the
             row's article alone) or both; a task may name its own.
         num_demonstrations: Demonstrations the teacher is shown: the row's own, and before it
@@ -148,11 +149,12 @@ class ContinualDataModule(L.LightningDataModule):
         return scorers[row.task](completion, row)
 
     def train_dataloader(self) -> StageLoader:
-        """The current stage's batches."""
-        return StageLoader(self.plan, self.stage, self._train_batch)
+        """This process's part of the current stage's batches."""
+        return StageLoader(self.plan, self.stage, self._share, self._train_batch)
 
-    def _train_batch(self, places: Sequence[Place]) -> DemonstrationBatch:
-        return self.reader.train_batch([self.tasks[task].train[row] for task, row in places])
+    def _train_batch(self, places: Sequence[Place], num_lent: int) -> DemonstrationBatch:
+        rows = [self.tasks[task].train[row] for task, row in places]
+        return self.reader.train_batch(rows, num_lent)
 
     def val_dataloader(self) -> list[EvaluationLoader]:
         """One loader per task, in training order."""
@@ -178,73 +180,19 @@ class ContinualDataModule(L.LightningDataModule):
             )
             self.tasks = tuple(map(self.reader.fitting, self.tasks))
 
+    @property
+    def _share(self) -> Share:
+        """All rows where no trainer runs several processes."""
+        if self.trainer is None:
+            return Share()
+        return Share(self.trainer.global_rank, self.trainer.world_size)
+
     def _evaluation(self, task: Task, rows: Sequence[Demonstration]) -> EvaluationLoader:
         return EvaluationLoader(
-            rows, self.eval_batch_size, lambda batch: self.reader.evaluation_batch(task, batch)
+            self._share.of_rows(rows),
+            self.eval_batch_size,
+            lambda batch: self.reader.evaluation_batch(task, batch),
         )
-
-
-class StageLoader:
-    """The batches of one stage; its state is how many it has given.
-
-    Args:
-        plan: The sequence of stages.
-        stage: The stage to serve.
-        collate: Makes a batch of rows, given their places.
-    """
-
-    def __init__(
-        self,
-        plan: StagePlan,
-        stage: int,
-        collate: Callable[[Sequence[Place]], DemonstrationBatch],
-    ) -> None:
-        self._plan = plan
-        self._stage = stage
-        self._collate = collate
-        self._num_given = 0
-
-    def __len__(self) -> int:
-        """Batches of the whole stage, those already given included."""
-        return self._plan.steps_in_stage(self._stage)
-
-    def __iter__(self) -> Iterator[DemonstrationBatch]:
-        """The batches not yet given."""
-        for places in self._plan.batches(self._stage, self._num_given):
-            self._num_given += 1
-            yield self._collate(places)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs to go on with the next batch."""
-        return {"stage": self._stage, "num_given": self._num_given}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind the batches a checkpoint has seen; another stage's state is ignored."""
-        if state["stage"] == self._stage:
-            self._num_given = state["num_given"]
-
-
-class EvaluationLoader:
-    """A task's rows in order, in batches."""
-
-    def __init__(
-        self,
-        rows: Sequence[Demonstration],
-        batch_size: int,
-        collate: Callable[[Sequence[Demonstration]], EvaluationBatch],
-    ) -> None:
-        self._rows = rows
-        self._batch_size = batch_size
-        self._collate = collate
-
-    def __len__(self) -> int:
-        """Number of batches."""
-        return -(-len(self._rows) // self._batch_size)
-
-    def __iter__(self) -> Iterator[EvaluationBatch]:
-        """The batches, the last one maybe smaller."""
-        for start in range(0, len(self._rows), self._batch_size):
-            yield self._collate(self._rows[start : start + self._batch_size])
 
 
 def _require_positive(**options: int) -> None:

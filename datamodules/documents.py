@@ -39,14 +39,12 @@ class DocumentTokenizer(RowTokenizer):
             ),
         )
 
-    def train_batch(self, rows: Sequence[Demonstration]) -> DemonstrationBatch:
+    def train_batch(self, rows: Sequence[Demonstration], num_lent: int = 0) -> DemonstrationBatch:
         """Collate documents: every token bears loss, behind one that begins a text."""
         begin = self._tokenizer.bos_token_id
-        prompts = [[self._tokenizer.eos_token_id if begin is None else begin]] * len(rows)
-        documents = [
-            self._tokenizer(row.context, add_special_tokens=False)["input_ids"] for row in rows
-        ]
-        return DemonstrationBatch(tuple(rows), prompts, prompts, documents)
+        prompts = [[self._end_id if begin is None else begin]] * len(rows)
+        documents = [self._encoder.encode(row.context) for row in rows]
+        return DemonstrationBatch(tuple(rows), prompts, prompts, documents, num_lent)
 
     def _pieces(self, document: str) -> Iterator[str]:
         """The document in texts of at most ``max_prompt_tokens`` tokens."""

@@ -161,7 +161,7 @@ class SDFTModule(ContinualModule):
         weights = self.loss_weights(rollout, positions, skipped, student)
         loss = self.objective(batch, rollout, positions, weights, student, teacher)
         self.clock.lap("student")
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
         return loss
 
     def objective(

@@ -36,7 +36,7 @@ class SFTModule(ContinualModule):
         hidden = self.hidden_states(self.student, batch.student_prompts, targets, positions)
         loss = self.imitation_loss(batch, hidden, positions)
         self.clock.lap("student")
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
         self.log("train/loss_tokens", float(len(positions)), batch_size=len(batch))
         return loss
 

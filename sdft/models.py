@@ -115,13 +115,24 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return frozenset([*ids, int(tokenizer.eos_token_id)])
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    state: dict[str, Any] | None = None,
+) -> None:
     """Write a plain transformers directory (safetensors), all of it or nothing.
 
     Adapters are folded into the weights.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        directory: Where to.
+        state: The weights of a sharded model, gathered; None for the model's own.
     """
     with staged_directory(directory) as staging:
-        merged(model).save_pretrained(staging)
+        merged(model).save_pretrained(staging, state_dict=state)
         tokenizer.save_pretrained(staging)
 
 
