@@ -13,7 +13,6 @@ from lightning_modules.base import ContinualModule
 from lightning_modules.options import (
     checked_divergence,
     checked_reduction,
-    require,
     require_above,
     require_at_least,
 )
@@ -23,11 +22,8 @@ from sdft.objective import distillation_loss, token_logprobs
 from sdft.openings import Openings
 from sdft.rollout import RolloutRequest
 from sdft.scoring import LossPositions
-from sdft.separate_teacher import SeparateTeacher
-from sdft.teacher import Teacher, make_teacher, refuse_average
+from sdft.separate_teacher import make_any_teacher
 from sdft.types import DemonstrationBatch, Rollout
-
-TEACHER_NAMED = "the other model where teacher is model, and null where it is not"
 
 
 class SDFTModule(ContinualModule):
@@ -114,7 +110,9 @@ class SDFTModule(ContinualModule):
         self.divergence = checked_divergence(
             divergence, divergence_options or {}, self.sampling, importance_clip
         )
-        self.teacher = self._make_teacher(
+        self.teacher = make_any_teacher(
+            self.student,
+            self.tokenizer,
             teacher,
             teacher_pretrained,
             teacher_rate=teacher_rate,
@@ -122,14 +120,6 @@ class SDFTModule(ContinualModule):
             reset_teacher=reset_teacher,
         )
         self.teacher_head = self.teacher.head(self.student_head)
-
-    def _make_teacher(self, kind: str, pretrained: str | None, **average: Any) -> Teacher:
-        named = pretrained is not None
-        require(named == (kind == "model"), "teacher_pretrained", pretrained, TEACHER_NAMED)
-        if pretrained is None:
-            return make_teacher(self.student, kind, **average)
-        refuse_average(kind, average)
-        return SeparateTeacher(pretrained, self.tokenizer, self.student_head.vocab_size)
 
     def on_train_start(self) -> None:
         """A stage's teacher starts from the student; a resumed stage keeps its own."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sdft.head import VocabularyHead
 from sdft.models import load_model
-from sdft.teacher import Teacher
+from sdft.teacher import Teacher, make_teacher, refuse_average
 
 NUM_NAMED = 3  # differing tokens that an error message names
 
@@ -59,6 +60,37 @@ class SeparateTeacher(Teacher):
     def left_out(self) -> dict[str, Tensor]:
         """All of the other model."""
         return dict(self.state_dict())
+
+
+def make_any_teacher(
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    kind: str,
+    pretrained: str | None,
+    **average: Any,
+) -> Teacher:
+    """The teacher of that kind, ``model`` included.
+
+    Args:
+        student: The model before training.
+        tokenizer: The student's.
+        kind: model, or one of :data:`sdft.teacher.TEACHERS`.
+        pretrained: What to load, for ``model`` alone.
+        average: As for :func:`sdft.teacher.make_teacher`.
+
+    Raises:
+        ValueError: What either teacher raises, or a model is named where none is needed, or the
+            other way round.
+    """
+    if (pretrained is not None) != (kind == "model"):
+        raise ValueError(
+            f"teacher_pretrained is {pretrained} and teacher is {kind}: name the other model where "
+            "teacher is model, and leave it out (null) where it is not"
+        )
+    if pretrained is None:
+        return make_teacher(student, kind, **average)
+    refuse_average(kind, average)
+    return SeparateTeacher(pretrained, tokenizer, VocabularyHead.of(student).vocab_size)
 
 
 def check_same_tokens(

@@ -101,8 +101,12 @@ def test_a_teacher_with_other_tokens_is_refused_with_some_of_them(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "options", "complaint"),
     [
-        (OnPolicyDistillationModule, {}, "model.teacher_pretrained is None; it must be the other"),
-        (SDFTModule, {"teacher_pretrained": "tiny-random"}, "model.teacher_pretrained is tiny-ran"),
+        (OnPolicyDistillationModule, {}, "teacher_pretrained is None and teacher is model: name"),
+        (
+            SDFTModule,
+            {"teacher_pretrained": "tiny-random"},
+            "teacher_pretrained is tiny-random and teacher is ema",
+        ),
         (
             OnPolicyDistillationModule,
             {"teacher_pretrained": "tiny-random", "teacher_rate": 0.1},
