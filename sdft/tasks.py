@@ -84,7 +84,7 @@ def load_task(spec: TaskSpec, seed: int = 0) -> Task:
         splits["train"] = tuple(replace(row, demonstration="") for row in splits["train"])
     check_unique_ids(splits, spec.name)
     scorer_name = spec.scorer or _default_scorer(spec, splits)
-    scored = {split: splits[split] for split in SPLITS if not _is_prompts(spec, split)}
+    scored: Splits = {split: splits[split] for split in SPLITS if not _is_prompts(spec, split)}
     _check_rows(scored, spec.name, scorer_name)
     return Task(
         name=spec.name,
