@@ -75,7 +75,8 @@ class ContinualCLI(LightningCLI):
         parser.add_lightning_class_args(OpeningRates, "openings")
         parser.add_lightning_class_args(InContextCheck, "in_context")
         parser.add_lightning_class_args(DriftTracker, "drift")
-        parser.link_arguments("model.tokenizer", "data.tokenizer", apply_on="instantiate")
+        for name in ("tokenizer", "train_on"):
+            parser.link_arguments(f"model.{name}", f"data.{name}", apply_on="instantiate")
         for target in ("model.init_args.seed", "data.seed"):
             parser.link_arguments("seed_everything", target, compute_fn=int)
 

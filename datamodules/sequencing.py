@@ -13,6 +13,7 @@ from pathlib import Path
 import lightning as L
 
 from datamodules.continual import ContinualDataModule
+from datamodules.filtering import drop_disagreeing
 from sdft.checkpoints import ResumeError, read_counters
 from sdft.stages import StagePlan
 
@@ -56,8 +57,12 @@ def fit_sequence(
             not share a batch evenly, or the checkpoint cannot be read or belongs to another
             sequence.
     """
-    plan = datamodule.plan
     _check_trainer(trainer)
+    if datamodule.min_agreement:
+        module.to(trainer.strategy.root_device)
+        report = Path(trainer.default_root_dir) / "dropped.json"
+        drop_disagreeing(datamodule, module.student, report, resumed=ckpt_path is not None)
+    plan = datamodule.plan
     _check_ranks(trainer.world_size, plan.batch_size)
     num_done = 0
     if ckpt_path is not None:

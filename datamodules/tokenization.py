@@ -42,7 +42,7 @@ class RowTokenizer:
     ) -> None:
         if overlong not in ("error", "drop"):
             raise ValueError(f"data.overlong is {overlong!r}; it must be error or drop")
-        self._encoder = Encoder(tokenizer)
+        self._tokenizer, self._encoder = tokenizer, Encoder(tokenizer)
         self._end_id = int(tokenizer.eos_token_id)
         self._views = views
         self._system_prompt = system_prompt
@@ -64,23 +64,25 @@ class RowTokenizer:
         return self._encoder.encode_chat(student_messages(row, self._system_prompt))
 
     def teacher_prompt(self, row: Demonstration) -> TokenIds:
-        """The prompt with the privileged information in context, up to the assistant's turn."""
+        """The prompt with the privileged information in context, up to the assistant's turn.
+
+        A row of a prompt alone is read as the student reads it.
+        """
+        if not row.demonstration:
+            return self.student_prompt(row)
         return self._encoder.encode_chat(self._views[row.task].messages(row, self._system_prompt))
 
     def demonstration(self, row: Demonstration) -> TokenIds:
         """The demonstration as an assistant's turn, with the token that ends it."""
         return [*self._encoder.encode(row.demonstration), self._end_id]
 
-    def train_batch(
-        self, rows: Sequence[Demonstration], indices: list[int], num_lent: int = 0
-    ) -> DemonstrationBatch:
-        """Collate the rows at ``indices``, the last ``num_lent`` of which bear no loss."""
-        chosen = tuple(rows[index] for index in indices)
+    def train_batch(self, rows: Sequence[Demonstration], num_lent: int = 0) -> DemonstrationBatch:
+        """Collate training rows, the last ``num_lent`` of which bear no loss."""
         return DemonstrationBatch(
-            rows=chosen,
-            student_prompts=[self.student_prompt(row) for row in chosen],
-            teacher_prompts=[self.teacher_prompt(row) for row in chosen],
-            demonstrations=[self.demonstration(row) for row in chosen],
+            rows=tuple(rows),
+            student_prompts=[self.student_prompt(row) for row in rows],
+            teacher_prompts=[self.teacher_prompt(row) for row in rows],
+            demonstrations=[self.demonstration(row) for row in rows],
             num_lent=num_lent,
         )
 

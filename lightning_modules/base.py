@@ -66,6 +66,7 @@ class ContinualModule(L.LightningModule):
     """
 
     method_name = "none"
+    train_on = "demonstrations"  # what it reads of training rows: these, documents or prompts
     reduction: str  # what the loss averages over, one of sdft.losses.REDUCTIONS
 
     def __init__(
@@ -126,6 +127,19 @@ class ContinualModule(L.LightningModule):
     def stage(self) -> int:
         """The stage in training, from 0."""
         return self.trainer.datamodule.stage
+
+    def setup(self, stage: str) -> None:
+        """Check that the data module reads rows as this method needs them.
+
+        Raises:
+            ValueError: It does not (``stage`` is Lightning's: fit, validate, …).
+        """
+        found = self.trainer.datamodule.train_on
+        if stage == "fit" and found != self.train_on:
+            raise ValueError(
+                f"data.train_on is {found}, and {type(self).__name__} trains on {self.train_on}: "
+                f"pass train_on={self.train_on!r} to the data module"
+            )
 
     def at_stage_start(self) -> bool:
         """Whether no optimizer step of the current stage has been taken yet."""

@@ -48,6 +48,8 @@ class TaskSpec:
             read, such as ``meta.document``. None takes the field ``context``.
         teacher_context: What the teacher is shown of this task's rows: demonstration, context or
             both. None takes the data module's.
+        prompts_only: Train on the rows' prompts alone: a demonstration may be missing, and is left
+            out where there is one. For methods that can do without, such as re-invoke.
 
     Raises:
         ValueError: The name, the combination of sources or an option is not usable.
@@ -69,6 +71,7 @@ class TaskSpec:
     num_test: int | None = None
     context_field: str | None = None
     teacher_context: str | None = None
+    prompts_only: bool = False
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or not self.name.strip("."):

@@ -86,9 +86,12 @@ def load_task(spec: TaskSpec, seed: int = 0) -> Task:
         RuntimeError: The hub data set could not be loaded.
     """
     splits, source = _load_splits(spec, seed)
+    if spec.prompts_only:
+        splits["train"] = tuple(replace(row, demonstration="") for row in splits["train"])
     check_unique_ids(splits, spec.name)
     scorer_name = spec.scorer or _default_scorer(spec, splits)
-    _check_rows(splits, spec.name, scorer_name)
+    scored: Splits = {split: splits[split] for split in SPLITS if not _is_prompts(spec, split)}
+    _check_rows(scored, spec.name, scorer_name)
     return Task(
         name=spec.name,
         scorer_name=scorer_name,
@@ -155,7 +158,8 @@ def _folder_splits(spec: TaskSpec, folder: Path, seed: int) -> Splits:
             rows = read_rows(
                 path,
                 spec.name,
-                needs_demonstration=split == "train",
+                needs_demonstration=split == "train" and not spec.prompts_only,
+                needs_answer=not _is_prompts(spec, split),
                 context_field=spec.context_field,
             )
         elif split != "test":
@@ -183,10 +187,14 @@ def _hub_splits(spec: TaskSpec, hub_id: str, seed: int) -> Splits:
                 spec.name,
                 split,
                 spec.columns,
-                needs_demonstration=split == "train",
+                needs_demonstration=split == "train" and not spec.prompts_only,
             )
         )
     return splits
+
+
+def _is_prompts(spec: TaskSpec, split: Split) -> bool:
+    return split == "train" and spec.prompts_only
 
 
 def _chosen(num_present: int, spec: TaskSpec, split: Split, seed: int) -> list[int]:
