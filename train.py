@@ -14,8 +14,9 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
 
-from callbacks import RetentionTracker, RolloutText, StageCheckpoint, StageExport
+from callbacks import OpeningRates, RetentionTracker, RolloutText, StageCheckpoint, StageExport
 from datamodules import ContinualDataModule, fit_sequence
 from datamodules.sequencing import read_counters
 from lightning_modules import ContinualModule
@@ -56,6 +57,7 @@ class ContinualCLI(LightningCLI):
         parser.add_lightning_class_args(StageCheckpoint, "checkpoint")
         parser.add_lightning_class_args(StageExport, "export")
         parser.add_lightning_class_args(RolloutText, "rollouts")
+        parser.add_lightning_class_args(OpeningRates, "openings")
         parser.link_arguments("model.tokenizer", "data.tokenizer", apply_on="instantiate")
         for target in ("model.init_args.seed", "data.seed"):
             parser.link_arguments("seed_everything", target, compute_fn=int)
@@ -136,10 +138,11 @@ def settle_run(run_dir: Path, ckpt_path: str | None, overwrite: bool) -> str | N
     Raises:
         ValueError: The folder is used, or there is nothing to resume.
     """
-    used = run_dir.is_dir() and any(run_dir.iterdir())
+    first = rank_zero_only.rank == 0  # of several processes; the folder is its business
+    used = first and run_dir.is_dir() and any(run_dir.iterdir())
     if ckpt_path == "last":
         last = run_dir / "checkpoints" / "last.ckpt"
-        if last.is_file():
+        if last.exists():
             return str(last)
         if not (run_dir / "config.yaml").is_file():
             raise ValueError(f"nothing to resume: {last} does not exist; leave --ckpt_path out")

@@ -10,6 +10,9 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from callbacks.sharded_checkpoint import save_in_shards
 
 LAST = "last.ckpt"
 
@@ -64,20 +67,24 @@ class StageCheckpoint(Checkpoint):
         plan, stage = trainer.datamodule.plan, trainer.datamodule.stage
         at_end = trainer.global_step == plan.first_step(stage + 1)
         if trainer.global_step % self.every_n_steps == 0 and not at_end:
-            trainer.save_checkpoint(self._folder(trainer) / LAST, weights_only=False)
+            self._save(trainer, None)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write last.ckpt and the stage's own checkpoint."""
         plan, stage = trainer.datamodule.plan, trainer.datamodule.stage
         if trainer.global_step != plan.first_step(stage + 1):
             return
-        folder = self._folder(trainer)
-        trainer.save_checkpoint(folder / LAST, weights_only=False)
-        if self.keep_stages and trainer.is_global_zero:
-            kept = folder / f"stage-{stage + 1}-{plan.tasks[stage]}.ckpt"
-            kept.unlink(missing_ok=True)
-            os.link(folder / LAST, kept)  # last.ckpt is replaced, never written into
+        name = f"stage-{stage + 1}-{plan.tasks[stage]}.ckpt"
+        self._save(trainer, name if self.keep_stages else None)
 
     @staticmethod
-    def _folder(trainer: L.Trainer) -> Path:
-        return Path(trainer.default_root_dir) / "checkpoints"
+    def _save(trainer: L.Trainer, kept_name: str | None) -> None:
+        folder = Path(trainer.default_root_dir) / "checkpoints"
+        last, kept = folder / LAST, None if kept_name is None else folder / kept_name
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            save_in_shards(trainer, last, kept)
+            return
+        trainer.save_checkpoint(last, weights_only=False)
+        if kept is not None and trainer.is_global_zero:
+            kept.unlink(missing_ok=True)
+            os.link(last, kept)  # last.ckpt is replaced, never written into

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.loaders import EvaluationLoader, Share, StageLoader
 from datamodules.tokenization import RowTokenizer
 from sdft.prompting import TeacherTemplate, TeacherView
 from sdft.retrieval import check_choice, choose_examples
 from sdft.stages import StagePlan
 from sdft.tasks import Task, TaskSpec, load_tasks
-from sdft.types import Demonstration, DemonstrationBatch, EvaluationBatch
+from sdft.types import Demonstration
 
 
 class ContinualDataModule(L.LightningDataModule):
@@ -22,10 +23,10 @@ class ContinualDataModule(L.LightningDataModule):
     Args:
         tasks: The tasks in training order.
         tokenizer: The model's tokenizer; the command line takes it from the model.
-        batch_size: Prompts per optimizer step.
+        batch_size: Prompts per optimizer step, over all processes together.
         epochs_per_stage: Passes over a task's training rows in its stage.
         examples_per_stage: Examples a stage draws instead of whole passes.
-        eval_batch_size: Prompts answered at a time in evaluation.
+        eval_batch_size: Prompts a process answers at a time in evaluation.
         teacher_context: What the teacher is shown besides the prompt: demonstration, context (the
             row's article alone) or both; a task may name its own.
         num_demonstrations: Demonstrations the teacher is shown: the row's own, and before it
@@ -86,10 +87,13 @@ class ContinualDataModule(L.LightningDataModule):
         self.num_stages_done: int | None = None
 
     def train_dataloader(self) -> StageLoader:
-        """The current stage's batches."""
+        """This process's part of the current stage's batches."""
         rows = self.tasks[self.stage].train
         return StageLoader(
-            self.plan, self.stage, lambda batch: self.reader.train_batch(rows, batch)
+            self.plan,
+            self.stage,
+            self._share,
+            lambda indices, num_lent: self.reader.train_batch(rows, indices, num_lent),
         )
 
     def val_dataloader(self) -> list[EvaluationLoader]:
@@ -116,70 +120,19 @@ class ContinualDataModule(L.LightningDataModule):
             )
             self.tasks = tuple(map(self.reader.fitting, self.tasks))
 
+    @property
+    def _share(self) -> Share:
+        """All rows where no trainer runs several processes."""
+        if self.trainer is None:
+            return Share()
+        return Share(self.trainer.global_rank, self.trainer.world_size)
+
     def _evaluation(self, task: Task, rows: Sequence[Demonstration]) -> EvaluationLoader:
         return EvaluationLoader(
-            rows, self.eval_batch_size, lambda batch: self.reader.evaluation_batch(task, batch)
+            self._share.of_rows(rows),
+            self.eval_batch_size,
+            lambda batch: self.reader.evaluation_batch(task, batch),
         )
-
-
-class StageLoader:
-    """The batches of one stage; its state is how many it has given.
-
-    Args:
-        plan: The sequence of stages.
-        stage: The stage to serve.
-        collate: Makes a batch from row indices.
-    """
-
-    def __init__(
-        self, plan: StagePlan, stage: int, collate: Callable[[list[int]], DemonstrationBatch]
-    ) -> None:
-        self._plan = plan
-        self._stage = stage
-        self._collate = collate
-        self._num_given = 0
-
-    def __len__(self) -> int:
-        """Batches of the whole stage, those already given included."""
-        return self._plan.steps_in_stage(self._stage)
-
-    def __iter__(self) -> Iterator[DemonstrationBatch]:
-        """The batches not yet given."""
-        for indices in self._plan.batches(self._stage, self._num_given):
-            self._num_given += 1
-            yield self._collate(indices)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs to go on with the next batch."""
-        return {"stage": self._stage, "num_given": self._num_given}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind the batches a checkpoint has seen; another stage's state is ignored."""
-        if state["stage"] == self._stage:
-            self._num_given = state["num_given"]
-
-
-class EvaluationLoader:
-    """A task's rows in order, in batches."""
-
-    def __init__(
-        self,
-        rows: Sequence[Demonstration],
-        batch_size: int,
-        collate: Callable[[Sequence[Demonstration]], EvaluationBatch],
-    ) -> None:
-        self._rows = rows
-        self._batch_size = batch_size
-        self._collate = collate
-
-    def __len__(self) -> int:
-        """Number of batches."""
-        return -(-len(self._rows) // self._batch_size)
-
-    def __iter__(self) -> Iterator[EvaluationBatch]:
-        """The batches, the last one maybe smaller."""
-        for start in range(0, len(self._rows), self._batch_size):
-            yield self._collate(self._rows[start : start + self._batch_size])
 
 
 def _require_positive(**options: int) -> None:

@@ -19,6 +19,8 @@ import torch
 from datamodules.continual import ContinualDataModule
 from sdft.stages import StagePlan
 
+SHARDED_COUNTERS = "meta.pt"  # where a checkpoint with one file per rank has them
+
 
 @dataclass(frozen=True, slots=True)
 class ResumePoint:
@@ -55,11 +57,13 @@ def fit_sequence(
         ckpt_path: Go on from this checkpoint; the result equals an uninterrupted run's.
 
     Raises:
-        ValueError: The trainer limits steps in a way that breaks the stages, or the checkpoint
-            cannot be read or belongs to another sequence.
+        ValueError: The trainer limits steps in a way that breaks the stages, its processes do
+            not share a batch evenly, or the checkpoint cannot be read or belongs to another
+            sequence.
     """
-    _check_trainer(trainer)
     plan = datamodule.plan
+    _check_trainer(trainer)
+    _check_ranks(trainer.world_size, plan.batch_size)
     num_done = 0
     if ckpt_path is not None:
         stage = read_resume_point(Path(ckpt_path), plan).last_started
@@ -99,11 +103,12 @@ def read_counters(path: Path) -> dict[str, int]:
     Raises:
         ValueError: The file is missing, truncated or not a checkpoint.
     """
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"the checkpoint {path} does not exist")
+    file = path / SHARDED_COUNTERS if path.is_dir() else path
     try:
         checkpoint: dict[str, Any] = torch.load(
-            path, map_location="cpu", mmap=True, weights_only=True
+            file, map_location="cpu", mmap=True, weights_only=True
         )
         return {name: int(checkpoint[name]) for name in ("epoch", "global_step")}
     except (
@@ -161,3 +166,11 @@ def _check_trainer(trainer: L.Trainer) -> None:
     for name, (value, default, instead) in expected.items():
         if value != default:
             raise ValueError(f"trainer.{name} is {value}; leave it and set {instead} instead")
+
+
+def _check_ranks(num_ranks: int, batch_size: int) -> None:
+    if batch_size % num_ranks:
+        raise ValueError(
+            f"data.batch_size is {batch_size}, the prompts of an optimizer step over all "
+            f"processes, of which there are {num_ranks}; set it to a multiple of {num_ranks}"
+        )

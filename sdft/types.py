@@ -55,12 +55,15 @@ class DemonstrationBatch:
         teacher_prompts: B token-id lists: the prompt with the demonstration in context.
         demonstrations: B token-id lists: the demonstration as the assistant's turn, with its
             end-of-turn token.
+        num_lent: Rows at the end that belong to another rank's batch: they are run, so that all
+            ranks do the same, and bear no loss.
     """
 
     rows: tuple[Demonstration, ...]
     student_prompts: Sequence[TokenIds]
     teacher_prompts: Sequence[TokenIds]
     demonstrations: Sequence[TokenIds]
+    num_lent: int = 0
 
     def __len__(self) -> int:
         """Number of rows B."""
