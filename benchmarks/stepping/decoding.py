@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 
 from sdft.engines.generate import neutral_generation_config
 from sdft.models import LoadedModel
-from sdft.rollout import SamplingSettings, sample
+from sdft.rollout import RolloutRequest, SamplingSettings, sample
 from sdft.types import TokenIds
 
 
@@ -52,7 +52,8 @@ def timed(decode: Callable[[], list[TokenIds]]) -> tuple[tuple[float, float], li
 def ours(loaded: LoadedModel, prompts: Sequence[TokenIds], num_tokens: int) -> list[TokenIds]:
     """The in-place engine, without drafts."""
     settings = SamplingSettings(num_tokens, temperature=0.0)
-    return list(sample(loaded.model, prompts, settings, end_ids=frozenset()).completions)
+    request = RolloutRequest(prompts, settings, end_ids=frozenset())
+    return list(sample(loaded.model, request).completions)
 
 
 def generated(loaded: LoadedModel, prompts: Sequence[TokenIds], num_tokens: int) -> list[TokenIds]:
