@@ -47,7 +47,7 @@ from sdft.models import load_model
 SNIPS, CLINC = "small_snips_json", "small_clinc_domain"
 QUICKSTART_DATA = {"teacher_template": "dialogue_twice", "system_prompt": ""}
 QUICK_PAIRS = 1
-INSTALL = "python3.11 -m venv .venv-trl && .venv-trl/bin/pip install torch==2.13.0 trl==1.16.0"
+INSTALL = "python3.11 -m venv .venv-trl && .venv-trl/bin/pip install torch==2.13.0 trl==1.16.0 peft"
 
 
 def main() -> None:

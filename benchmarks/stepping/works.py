@@ -15,7 +15,7 @@ from stepping.random_models import Shape, number, text, write_random_model
 from sdft.models import load_model, save_model
 from sdft.prompting import TeacherTemplate
 from sdft.stages import StagePlan
-from sdft.types import Demonstration
+from sdft.types import Demonstration, Message
 
 BATCH_SIZE = 8
 TINY = Shape(2048, 32, 2)
@@ -58,7 +58,10 @@ def random_work(folder: Path, shape: Shape, num_rows: int, length: int) -> Work:
     """Equal forced lengths on a random model: prompts and demonstrations of 32 words."""
     num_weights = write_random_model(folder, shape, known_text())
     generator = random.Random(0)
-    rows = [row(index, text(32, generator), text(32, generator)) for index in range(num_rows)]
+    rows = [
+        row(index, asked_by_user(text(32, generator)), text(32, generator))
+        for index in range(num_rows)
+    ]
     title = f"random {num_weights / 1e6:.1f}M, T {length}"
     return Work(title, folder, rows, length, forced=True)
 
@@ -80,7 +83,7 @@ def mixed_work(folder: Path, shape: Shape, num_rows: int, longest: tuple[int, in
         asked = log_uniform(1, completion, generator)
         words = log_uniform(10, prompt - 10, generator)  # the chat template makes up the rest
         prompt_text = f"{number(asked)} {text(words, generator)}"
-        rows.append(row(index, prompt_text, text(asked, generator)))
+        rows.append(row(index, asked_by_user(prompt_text), text(asked, generator)))
     title = f"random {num_weights / 1e6:.1f}M, mixed lengths"
     return Work(title, folder, rows, completion)
 
@@ -93,20 +96,26 @@ def real_work(
         loaded = load_model("smollm2-135m-instruct")
         save_model(loaded.model, loaded.tokenizer, folder)
     lines = (source / "train.jsonl").read_text(encoding="utf-8").splitlines()[:num_rows]
-    rows = [json.loads(line) for line in lines]
+    found = map(json.loads, lines)
+    rows = [row(index, each["prompt"], each["demonstration"]) for index, each in enumerate(found)]
     ends = "T" if forced else "natural, T ≤"
     title = f"SmolLM2 {source.name.split('_')[1]}, {ends} {length}"
     return Work(title, folder, rows, length, forced=forced, equal_tokens=forced, **fields)
 
 
-def row(index: int, prompt: str, demonstration: str) -> Row:
-    """A row of a JSON Lines file."""
+def row(index: int, prompt: list[Message], demonstration: str) -> Row:
+    """A row of a JSON Lines file; what would be a right answer does not matter here."""
     return {
         "id": str(index),
-        "prompt": [{"role": "user", "content": prompt}],
+        "prompt": prompt,
         "demonstration": demonstration,
         "answer": demonstration,
     }
+
+
+def asked_by_user(content: str) -> list[Message]:
+    """A chat of one turn."""
+    return [Message(role="user", content=content)]
 
 
 def log_uniform(low: int, high: int, generator: random.Random) -> int:
@@ -121,7 +130,7 @@ def known_text() -> str:
 
 def peer_template() -> str:
     """Our template as a pattern for `str.format`, which is how TRL fills in its own."""
-    probe = Demonstration("", "", ({"role": "user", "content": "<prompt>"},), "<shown>", "")
+    probe = Demonstration("", "", tuple(asked_by_user("<prompt>")), "<shown>", "")
     (turn,) = TeacherTemplate.load(TEMPLATE).messages(probe)
     plain = turn["content"].replace("{", "{{").replace("}", "}}")
     return plain.replace("<prompt>", "{prompt}").replace("<shown>", "{privileged_context}")
