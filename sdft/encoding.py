@@ -45,14 +45,17 @@ class Encoder:
         free = (chr(code) for code in _PRIVATE if not any(chr(code) in text for text in texts))
         stand_in = dict(zip(sorted(found), free, strict=False))
         hidden = [
-            {**message, "content": self._names.sub(lambda name: stand_in[name[0]], text)}
+            {
+                "role": message["role"],
+                "content": self._names.sub(lambda name: stand_in[name[0]], text),
+            }
             for message, text in zip(messages, texts, strict=True)
         ]
         rendered = self._tokenizer.apply_chat_template(
             hidden, add_generation_prompt=True, tokenize=False
         )
         name_of = {character: name for name, character in stand_in.items()}
-        pieces = _any_of(name_of).split(str(rendered))
+        pieces: list[str] = _any_of(name_of).split(str(rendered))
         return self._joined([name_of.get(piece, piece) for piece in pieces])
 
     def _joined(self, pieces: Sequence[str]) -> TokenIds:

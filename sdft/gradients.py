@@ -16,7 +16,7 @@ def gradients_are_finite(model: nn.Module) -> bool:
 def _own(gradient: Tensor) -> Tensor:
     """This rank's part of a sharded gradient."""
     if isinstance(gradient, DTensor):
-        return gradient.to_local()  # type: ignore[no-untyped-call]
+        return gradient.to_local()
     return gradient
 
 
