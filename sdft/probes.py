@@ -32,7 +32,7 @@ def kl_and_entropy(
     kl_of = make_divergence("forward_kl")  # KL(teacher || student)
     rows = default_tile_rows(head.vocab_size, hidden.device)
     divergences, entropies = [], []
-    for own, others in zip(hidden.split(rows), other_hidden.split(rows), strict=True):
+    for own, others in zip(torch.split(hidden, rows), torch.split(other_hidden, rows), strict=True):
         logits, other_logits = head.logits(own).float(), other_head.logits(others).float()
         unread = torch.zeros(len(own), dtype=torch.long, device=own.device)
         divergences.append(kl_of(student_logits=other_logits, teacher_logits=logits, tokens=unread))
