@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sdft import actions, answers, json_text, tool_calls
+from sdft.judge import SCORE_OF_VERDICT, Judge, reference_gold
 from sdft.types import Demonstration
 
 
@@ -76,14 +78,24 @@ SCORER_OF_SCORING: dict[str, str] = {
 """The scorer for a row's ``meta.scoring``, for tasks whose config names no scorer."""
 
 
-def get_scorer(name: str) -> Scorer:
+def get_scorer(name: str, judge: Judge | None = None) -> Scorer:
     """The scorer of that name.
 
+    Args:
+        name: One of SCORERS, or judge_strict or judge_lenient.
+        judge: Who grades the answers; these two need one, and no other takes one.
+
     Raises:
-        ValueError: There is none; the message lists them.
+        ValueError: There is none, the message lists them; or a judge is missing or not needed.
     """
-    if name not in SCORERS:
-        raise ValueError(f"unknown scorer {name!r}; use one of {', '.join(SCORERS)}")
+    if name not in SCORERS and name not in SCORE_OF_VERDICT:
+        known = ", ".join([*SCORERS, *SCORE_OF_VERDICT])
+        raise ValueError(f"unknown scorer {name!r}; use one of {known}")
+    if (judge is None) == (name in SCORE_OF_VERDICT):
+        lacks = "needs a judge with url and model" if judge is None else "takes no judge"
+        raise ValueError(f"the scorer {name!r} {lacks}; {', '.join(SCORE_OF_VERDICT)} take one")
+    if judge is not None:
+        return Scorer(name, reference_gold, partial(judge.score, name))
     return SCORERS[name]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sdft.generated import GENERATORS, SPLITS, Split
 from sdft.hub import check_columns
+from sdft.judge import Judge
 from sdft.prompting import TEACHER_CONTEXTS
 from sdft.scorers import get_scorer
 
@@ -47,6 +48,8 @@ class TaskSpec:
             read, such as ``meta.document``. None takes the field ``context``.
         teacher_context: What the teacher is shown of this task's rows: demonstration, context or
             both. None takes the data module's.
+        judge: The language model that grades answers, for the scorers judge_strict and
+            judge_lenient.
 
     Raises:
         ValueError: The name, the combination of sources or an option is not usable.
@@ -68,6 +71,7 @@ class TaskSpec:
     num_test: int | None = None
     context_field: str | None = None
     teacher_context: str | None = None
+    judge: Judge | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or not self.name.strip("."):
@@ -75,7 +79,11 @@ class TaskSpec:
                 f"task name {self.name!r:.80} cannot name files; use letters, digits, '_', '.', '-'"
             )
         if self.scorer is not None:
-            get_scorer(self.scorer)
+            get_scorer(self.scorer, self.judge)
+        elif self.judge is not None:
+            raise ValueError(
+                f"task {self.name!r}: a judge without a scorer; use judge_strict or judge_lenient"
+            )
         self._check_source()
         self._check_options()
 
