@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from sdft.models import LoadedModel, load_model
 from sdft.prompting import TeacherTemplate, shipped_templates, student_messages
-from sdft.rollout import SamplingSettings, sample
+from sdft.rollout import RolloutRequest, SamplingSettings, sample
 from sdft.task_spec import TaskSpec
 from sdft.tasks import Task, load_task
 from sdft.types import Demonstration, Message
@@ -65,7 +65,7 @@ def accuracy(loaded: LoadedModel, task: Task, shape: Shape, num_rows: int) -> fl
         )["input_ids"]
         for row in rows
     ]
-    rollout = sample(loaded.model, prompts, SETTINGS, end_ids=loaded.end_ids)
+    rollout = sample(loaded.model, RolloutRequest(prompts, SETTINGS, end_ids=loaded.end_ids))
     answers = loaded.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
     scores = [task.scorer(answer, row) for answer, row in zip(answers, rows, strict=True)]
     return sum(scores) / len(scores)

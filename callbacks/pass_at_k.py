@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from tqdm import tqdm
 
 from sdft.files import write_json_atomically
 from sdft.metrics import mean_pass_at_k, powers_of_two
-from sdft.rollout import SamplingSettings
+from sdft.rollout import RolloutRequest, SamplingSettings
 from sdft.stages import mix_seed
 from sdft.types import Demonstration, EvaluationBatch, TokenIds
 
@@ -24,8 +23,8 @@ class PassAtK(L.Callback):
 
     It runs after the test rows were answered greedily: at the end of ``fit``, or with ``test``.
     An answer counts as right when its score is 1. The result goes to ``pass_at_k.json``, with
-    every row's number of right answers. Each row's samples depend on the seed, the row and the
-    weights alone.
+    every row's number of right answers. Each sample depends on the seed, its number,
+    the row and the weights alone.
 
     Args:
         num_samples: Answers drawn for each row, n; k goes up to it in powers of two.
@@ -106,17 +105,17 @@ class PassAtK(L.Callback):
             self.top_p,
             stop_strings=module.greedy.stop_strings,
         )
-        seed = mix_seed(module.seed, PASS_AT_K, *f"{row.task}/{row.id}".encode())
-        generator = torch.Generator(module.device).manual_seed(seed)
+        name = f"{row.task}/{row.id}".encode()
         for start in range(0, self.num_samples, self.batch_size):
-            rollout = module.rollout_engine(
-                module.student,
-                [prompt] * min(self.batch_size, self.num_samples - start),
+            numbers = range(start, min(start + self.batch_size, self.num_samples))
+            request = RolloutRequest(
+                [prompt] * len(numbers),
                 settings,
-                end_ids=module.end_ids,
-                generator=generator,
+                module.end_ids,
+                seeds=[mix_seed(module.seed, PASS_AT_K, number, *name) for number in numbers],
                 decode=module.tokenizer.decode,
             )
+            rollout = module.rollout_engine(module.student, request)
             yield from module.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -14,14 +13,17 @@ from torch import Tensor, distributed
 from torchmetrics import MeanMetric
 from transformers import PreTrainedModel
 
+from lightning_modules.options import require_above, require_at_least
 from sdft.cost import LapClock
 from sdft.engines import make_engine
 from sdft.head import VocabularyHead
 from sdft.lora import LoRA, backbone_state, digest, trained_parameters
 from sdft.losses import reduction_weights
 from sdft.micro_batches import hidden_states_in_parts
-from sdft.models import load_model
-from sdft.rollout import SamplingSettings
+from sdft.models import LoadedModel, load_model
+from sdft.packing import like_parameters, store_by_columns
+from sdft.rollout import RolloutRequest, SamplingSettings
+from sdft.schedule import WarmupCosine
 from sdft.scoring import LossPositions
 from sdft.stages import StagePlan, mix_seed
 from sdft.types import EvaluationBatch, Rollout, TokenIds
@@ -81,23 +83,15 @@ class ContinualModule(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        require(learning_rate > 0, "learning_rate", learning_rate, "above 0")
-        require(weight_decay >= 0, "weight_decay", weight_decay, "0 or more")
-        require(warmup_steps >= 0, "warmup_steps", warmup_steps, "0 or more")
-        whole = micro_batch_size is None
-        require(whole or micro_batch_size >= 1, "micro_batch_size", micro_batch_size, "1 or more")
+        require_above(0, learning_rate=learning_rate)
+        require_at_least(0, weight_decay=weight_decay, warmup_steps=warmup_steps)
+        require_at_least(1, micro_batch_size=micro_batch_size)
         source = {"revision": revision, "trust_remote_code": trust_remote_code}
         loaded = load_model(pretrained, **source, lora=lora, seed=seed)
-        if activation_checkpointing:  # takes effect in training mode alone, never in rollouts
-            loaded.model.activation_checkpointing_enable({"use_reentrant": False})
-        self.student = loaded.model.train()
-        self.student_head = VocabularyHead.of(self.student)
-        self.tokenizer = loaded.tokenizer
-        self.end_ids = loaded.end_ids
+        self._take_on(loaded, activation_checkpointing)
         self.model_name, self.lora = pretrained, lora
         self.micro_batch_size = micro_batch_size
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup_steps = warmup_steps
         self.greedy = SamplingSettings(
             max_completion_tokens, temperature=0.0, stop_strings=tuple(stop_strings or ())
@@ -107,6 +101,14 @@ class ContinualModule(L.LightningModule):
         self.last_rollout: Rollout | None = None  # of the last training step, for callbacks
         self.clock = LapClock()  # seconds of its phases, for callbacks
         self._accuracies: dict[str, MeanMetric] = {}
+
+    def _take_on(self, loaded: LoadedModel, activation_checkpointing: bool) -> None:
+        """Hold the model as the student."""
+        if activation_checkpointing:  # takes effect in training mode alone, never in rollouts
+            loaded.model.activation_checkpointing_enable({"use_reentrant": False})
+        self.student = loaded.model.train()
+        self.student_head = VocabularyHead.of(self.student)
+        self.tokenizer, self.end_ids = loaded.tokenizer, loaded.end_ids
 
     @property
     def plan(self) -> StagePlan:
@@ -121,6 +123,11 @@ class ContinualModule(L.LightningModule):
     def at_stage_start(self) -> bool:
         """Whether no optimizer step of the current stage has been taken yet."""
         return self.trainer.global_step == self.plan.first_step(self.stage)
+
+    def configure_model(self) -> None:
+        """On a processor, store the weights in the order that decoding reads them."""
+        if self.trainer.strategy.root_device.type == "cpu":
+            store_by_columns(self)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """A fresh AdamW and cosine schedule for the current stage."""
@@ -194,6 +201,8 @@ class ContinualModule(L.LightningModule):
                     "start a new run without --ckpt_path"
                 )
         checkpoint["state_dict"].update(self._backbone())
+        for optimizer in checkpoint.get("optimizer_states", ()):
+            like_parameters(optimizer["state"], trained_parameters(self.student))
 
     def _backbone(self) -> dict[str, Tensor]:
         """Weights that a checkpoint leaves out, by their names in it."""
@@ -220,10 +229,16 @@ class ContinualModule(L.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.clock.lap("optimizer")
 
-    def rollout_generator(self) -> torch.Generator:
-        """The sampling noise of this optimizer step: a function of the counters alone."""
-        seed = mix_seed(self.seed, self.trainer.global_step, self.trainer.global_rank)
-        return torch.Generator(self.device).manual_seed(seed)
+    def rollout_seeds(self, num_rows: int, *stream: int) -> list[int]:
+        """A seed for every rollout of this optimizer step: a function of the counters alone.
+
+        Args:
+            num_rows: Rollouts on this rank.
+            stream: Tells other samples than the step's own rollouts apart.
+        """
+        first = self.trainer.global_rank * num_rows
+        step = self.trainer.global_step
+        return [mix_seed(self.seed, step, first + row, *stream) for row in range(num_rows)]
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last evaluation."""
@@ -247,13 +262,9 @@ class ContinualModule(L.LightningModule):
         self._log_accuracies("test_accuracy")
 
     def _evaluate(self, batch: EvaluationBatch) -> None:
-        rollout = self.rollout_engine(
-            self.student,
-            batch.prompts,
-            self.greedy,
-            end_ids=self.end_ids,
-            decode=self.tokenizer.decode,
-        )
+        decode = self.tokenizer.decode
+        request = RolloutRequest(batch.prompts, self.greedy, self.end_ids, decode=decode)
+        rollout = self.rollout_engine(self.student, request)
         answers = self.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
         accuracy = self._accuracies.setdefault(batch.task, MeanMetric().to(self.device))
         for row, answer in zip(batch.rows, answers, strict=True):
@@ -262,33 +273,3 @@ class ContinualModule(L.LightningModule):
     def _log_accuracies(self, prefix: str) -> None:
         for task, accuracy in self._accuracies.items():
             self.log(f"{prefix}/{task}", accuracy.compute(), logger=False, sync_dist=False)
-
-
-class WarmupCosine:
-    """Factor of the peak learning rate: linear warm-up, then a cosine to zero.
-
-    Args:
-        warmup_steps: Steps of warm-up, cut to the stage's length.
-        num_steps: Optimizer steps of the stage.
-    """
-
-    def __init__(self, warmup_steps: int, num_steps: int) -> None:
-        self.warmup_steps = min(warmup_steps, num_steps)
-        self.num_steps = num_steps
-
-    def __call__(self, step: int) -> float:
-        """Factor for the stage's step ``step``, from 0."""
-        if step < self.warmup_steps:
-            return (step + 1) / (self.warmup_steps + 1)
-        remaining = max(self.num_steps - self.warmup_steps, 1)
-        return 0.5 * (1 + math.cos(math.pi * min((step - self.warmup_steps) / remaining, 1.0)))
-
-
-def require(holds: bool, name: str, value: object, expected: str) -> None:
-    """Refuse an option's value.
-
-    Raises:
-        ValueError: ``holds`` is false; names the option, its value and what is expected.
-    """
-    if not holds:
-        raise ValueError(f"model.{name} is {value}; it must be {expected}")

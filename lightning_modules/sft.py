@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_modules.base import ContinualModule, require
-from sdft.losses import REDUCTIONS
+from lightning_modules.base import ContinualModule
+from lightning_modules.options import checked_reduction
 from sdft.objective import cross_entropy_loss
 from sdft.scoring import LossPositions
 from sdft.types import DemonstrationBatch
@@ -26,8 +26,7 @@ class SFTModule(ContinualModule):
 
     def __init__(self, *, reduction: str = "token_mean", **base: Any) -> None:
         super().__init__(**base)
-        require(reduction in REDUCTIONS, "reduction", reduction, " or ".join(REDUCTIONS))
-        self.reduction = reduction
+        self.reduction = checked_reduction(reduction)
 
     def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
         """Cross-entropy of the demonstrations given the prompts."""

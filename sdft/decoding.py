@@ -15,6 +15,7 @@ from sdft.types import Rollout, TokenIds
 # Drafted tokens read per forward pass, over all rows. Up to about this many tokens, reading the
 # weights takes longer than computing with them, so that a wrong draft costs little.
 DRAFT_BUDGET = 64
+FIRST_DRAFT = 4  # tokens of a draft read with the prompt: nobody knows yet whether it will hold
 
 
 class Decoding:
@@ -50,11 +51,15 @@ class Decoding:
         self._completions: list[list[int]] = [[] for _ in prompts]
         self._logprobs: list[list[float]] = [[] for _ in prompts]
         self._ended = [False] * len(prompts)
-        self._reach = [DRAFT_BUDGET] * len(prompts)  # how far a row's next draft may go
+        self._reach = [FIRST_DRAFT] * len(prompts)  # how far a row's next draft may go
         self.active = list(range(len(prompts)))
 
     def prefill(self) -> Tensor:
-        """Read the prompts and the first drafts; (M, V) logits, see :meth:`append`."""
+        """Read the prompts and the first drafts; (M, V) logits, see :meth:`append`.
+
+        ``read_rows`` and ``read_offsets``, both (M,), then say which token of which completion
+        each of them predicts.
+        """
         width = max(map(len, self._prompts))
         pads = [width - len(prompt) for prompt in self._prompts]
         self._propose()
@@ -131,14 +136,15 @@ class Decoding:
     def _continuation(self, row: int) -> TokenIds:
         """The rest of a row's draft, behind where its last token stands in the draft.
 
-        Of several places the nearest counts; without any, the token is taken as a substitution.
+        Of several places the nearest counts; without any, the draft has nothing to say.
         """
         draft, completion = self._drafts[row], self._completions[row]
         if not completion:
             return draft
         here = len(completion) - 1
         places = [place for place, token in enumerate(draft) if token == completion[-1]]
-        return draft[min(places, key=lambda place: abs(place - here), default=here) + 1 :]
+        nearest = min(places, key=lambda place: abs(place - here), default=len(draft))
+        return draft[nearest + 1 :]
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
         output = self._model(
@@ -150,7 +156,11 @@ class Decoding:
             logits_to_keep=self._num_drafted + 1,
         )
         lengths = self._tensor([len(draft) for draft in self._proposed])
-        asked = torch.arange(self._num_drafted + 1, device=self._device) <= lengths[:, None]
+        ahead = torch.arange(self._num_drafted + 1, device=self._device)
+        asked = ahead <= lengths[:, None]
+        drawn = self._tensor([len(self._completions[row]) for row in self.active])
+        self.read_rows = self._tensor(self.active)[:, None].expand(asked.shape)[asked]
+        self.read_offsets = (drawn[:, None] + ahead)[asked]
         logits: Tensor = output.logits[asked]
         return logits
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -73,17 +74,11 @@ def load_model(
         ValueError: The name leads nowhere, or the model has no chat template or end token.
     """
     source = _resolve(name)
+    loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     dtype = torch.float32 if lora is None else BACKBONE_DTYPES[lora.backbone_dtype]
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=revision, trust_remote_code=trust_remote_code
-        )
-        model = AutoModelForCausalLM.from_pretrained(
-            source,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            dtype=dtype,
-        )
+        tokenizer = AutoTokenizer.from_pretrained(source, **loading)
+        model = AutoModelForCausalLM.from_pretrained(source, **loading, dtype=dtype)
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
             f"cannot load the model {name!r}: {error}\nGive a packaged model "

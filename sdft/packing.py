@@ -1,8 +1,12 @@
-"""Linear layers packed for few rows, as decoding token by token has them.
+"""Linear weights in the order that few rows want, as decoding token by token has them.
 
 On a processor, a product of a few rows with a large matrix spends most of its time on bringing
-the matrix into the order the kernel wants, again at every call. :func:`packed_linears` does it
-once for many calls.
+the matrix into the order the kernel wants, again at every call. Two remedies:
+
+- :func:`store_by_columns` keeps the weights themselves in that order, for good. Training,
+  scoring and the optimizer do not mind: it is the same tensor with other strides;
+- :func:`packed_linears` holds reordered copies for as long as a block lasts, for the layers that
+  cannot be stored so: an output head tied to the embedding, which is read by rows.
 """
 
 from __future__ import annotations
@@ -13,30 +17,56 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 EXPECTED_ROWS = 8  # a hint for the kernel's choice of order; other sizes work as well
+
+
+def store_by_columns(model: nn.Module) -> None:
+    """Reorder the fp32 linear weights of a model on a processor; values and shapes stay.
+
+    Embeddings, and heads tied to them, are left alone, as is whatever is sharded.
+    """
+    embeddings = {id(each.weight) for each in model.modules() if isinstance(each, nn.Embedding)}
+    for layer in _linears(model):
+        weight = layer.weight
+        if _on_processor(weight) and id(weight) not in embeddings and not _by_columns(weight):
+            weight.data = weight.data.t().contiguous().t()
+
+
+def like_parameters(state: dict[int, dict[str, Tensor]], parameters: list[Tensor]) -> None:
+    """Give an optimizer's state the strides of the parameters it belongs to, in place.
+
+    The fused optimizers walk through parameter and state side by side in memory, so a state
+    that was saved with other strides would be paired with the wrong weights.
+
+    Args:
+        state: ``state`` of an optimizer's state dict.
+        parameters: The optimizer's parameters in order; the state's keys are indices into them.
+    """
+    for index, entries in state.items():
+        parameter = parameters[index]
+        for name, entry in entries.items():
+            if entry.shape == parameter.shape and entry.stride() != parameter.stride():
+                entries[name] = torch.empty_like(parameter, dtype=entry.dtype).copy_(entry)
 
 
 def can_pack(model: nn.Module) -> bool:
     """Whether packing is available: fp32 weights on a processor with oneDNN."""
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return available and all(
-        parameter.device.type == "cpu" and parameter.dtype == torch.float32
-        for parameter in model.parameters()
-    )
+    return available and all(map(_on_processor, model.parameters()))
 
 
 @contextmanager
 def packed_linears(model: nn.Module) -> Iterator[None]:
-    """Run a block with packed copies of all linear weights, without gradient.
+    """Run a block with packed copies of linear weights not stored by columns, without gradient.
 
-    The weights must not change inside of the block. Costs a copy of them in memory, and the
-    time of about five passes over one token.
+    The weights must not change inside of the block.
 
     Args:
         model: :func:`can_pack` must hold.
     """
-    layers = [module for module in model.modules() if type(module) is nn.Linear]
+    layers = [layer for layer in _linears(model) if not _by_columns(layer.weight)]
     try:
         for layer in layers:
             packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), EXPECTED_ROWS)
@@ -45,6 +75,19 @@ def packed_linears(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.__dict__.pop("forward", None)
+
+
+def _linears(model: nn.Module) -> list[nn.Linear]:
+    return [module for module in model.modules() if type(module) is nn.Linear]
+
+
+def _on_processor(weight: Tensor) -> bool:
+    local = not isinstance(weight, DTensor)
+    return local and weight.device.type == "cpu" and weight.dtype == torch.float32
+
+
+def _by_columns(weight: Tensor) -> bool:
+    return weight.t().is_contiguous()
 
 
 def _linear(packed: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:

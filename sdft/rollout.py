@@ -2,15 +2,18 @@
 
 The training weights are run in place: evaluation and inference mode, one prefill of the
 left-padded prompts, then a key-value cache; rows leave the batch as they end. All sampling
-noise comes from a generator of its own, so rollouts neither read nor disturb the global random
-state.
+noise comes from seeds of its own, so rollouts neither read nor disturb the global random state.
+
+Every token of a completion has a uniform number of its own, drawn before the first pass, that
+picks it from the model's distribution. What a row says is therefore a function of the weights,
+its prompt and its seed, whatever rows it shares its passes with.
 
 A draft, a guess of the completion, lets one forward pass read several tokens. At every drafted
 position a token is drawn from the model's own distribution; draws are kept up to and including
 the first that differs from the draft, because each of them was conditioned on exactly the tokens
-before it. The law of the completions is therefore the model's, whatever the draft. In
-self-distillation the demonstration is a natural draft: the better the student has learnt it, the
-fewer passes a rollout takes.
+before it. So a draft saves passes and changes nothing else. In self-distillation the
+demonstration is a natural draft: the better the student has learnt it, the fewer passes a rollout
+takes.
 """
 
 from __future__ import annotations
@@ -30,8 +33,8 @@ from sdft.endings import Decode, Ending
 from sdft.packing import can_pack, packed_linears
 from sdft.types import Rollout, TokenIds
 
-# Packing the weights costs about what it saves in this many steps, so a rollout that takes so
-# many is likely to gain from it.
+# Packing costs about what it saves in this many steps, so a rollout that takes so many is likely
+# to gain from it.
 STEPS_BEFORE_PACKING = 5
 
 
@@ -72,6 +75,62 @@ class SamplingSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be {expected}")
 
 
+@dataclass(frozen=True, slots=True)
+class RolloutRequest:
+    """What an engine is asked for: one completion per prompt.
+
+    Args:
+        prompts: B non-empty token-id lists.
+        settings: Length limit, temperature, truncation, stop strings.
+        end_ids: Tokens that end a completion; they are part of it.
+        seeds: B seeds of the sampling noise, one for each completion; not needed when greedy.
+        drafts: B guesses of the completions; they save forward passes and do not move the
+            distribution of the completions. An engine may ignore them.
+        decode: Token ids to text, special tokens spelled out; needed for stop strings alone.
+
+    Raises:
+        ValueError: A prompt is empty, or has no seed where sampling needs one, or there are stop
+            strings without decode.
+    """
+
+    prompts: Sequence[TokenIds]
+    settings: SamplingSettings
+    end_ids: frozenset[int]
+    seeds: Sequence[int] | None = None
+    drafts: Sequence[TokenIds] | None = None
+    decode: Decode | None = None
+
+    def __post_init__(self) -> None:
+        if self.settings.temperature > 0 and len(self.seeds or ()) != len(self.prompts):
+            raise ValueError(
+                "sampling at a temperature above 0 needs a seed for every prompt: "
+                f"{len(self.prompts)} prompts, {len(self.seeds or ())} seeds"
+            )
+        for index, prompt in enumerate(self.prompts):
+            if not prompt:
+                raise ValueError(f"prompt {index} has no tokens")
+        _ = self.ending  # refuses stop strings that nobody can read
+
+    @property
+    def ending(self) -> Ending:
+        """Where a completion ends."""
+        return Ending(self.end_ids, self.settings.stop_strings, self.decode)
+
+    def noise(self, device: torch.device) -> Tensor | None:
+        """(B, T) numbers in [0, 1), one for every token a rollout may have; None when greedy."""
+        if self.settings.temperature == 0:
+            return None
+        rows = [
+            torch.rand(
+                self.settings.max_new_tokens,
+                generator=torch.Generator().manual_seed(seed),
+                dtype=torch.float64,
+            )
+            for seed in self.seeds or ()
+        ]
+        return torch.stack(rows).to(device)
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Run a block in eval mode and give every submodule its own mode back.
@@ -87,43 +146,24 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def sample(
-    model: PreTrainedModel,
-    prompts: Sequence[TokenIds],
-    settings: SamplingSettings,
-    *,
-    end_ids: frozenset[int],
-    generator: torch.Generator | None = None,
-    drafts: Sequence[TokenIds] | None = None,
-    decode: Decode | None = None,
-) -> Rollout:
+def sample(model: PreTrainedModel, request: RolloutRequest) -> Rollout:
     """Draw one completion per prompt.
 
     Args:
         model: Causal language model; its weights are read in place.
-        prompts: B non-empty token-id lists.
-        settings: Length limit, temperature, truncation, stop strings.
-        end_ids: Tokens that end a completion; they are part of it.
-        generator: Source of the sampling noise, on the model's device; not needed when greedy.
-        drafts: B guesses of the completions; they save forward passes and do not move the
-            distribution of the completions.
-        decode: Token ids to text, special tokens spelled out; needed for stop strings alone.
+        request: B prompts and how to continue them.
 
     Returns:
         B completions in the order of the prompts.
-
-    Raises:
-        ValueError: A prompt is empty, sampling was asked for without a generator, or stop
-            strings without decode.
     """
-    check_request(prompts, settings, generator)
-    ending = Ending(end_ids, settings.stop_strings, decode)
-    drafts = drafts or [[]] * len(prompts)
-    decoding = Decoding(model, prompts, drafts, settings.max_new_tokens, ending)
+    prompts, settings, noise = request.prompts, request.settings, request.noise(model.device)
+    drafts = request.drafts or [[]] * len(prompts)
+    decoding = Decoding(model, prompts, drafts, settings.max_new_tokens, request.ending)
     with torch.inference_mode(), evaluation_mode(model), ExitStack() as packing:
         logits = decoding.prefill()
         for num_steps in count():
-            decoding.append(*draw(logits, settings, generator))
+            chosen = None if noise is None else noise[decoding.read_rows, decoding.read_offsets]
+            decoding.append(*draw(logits, settings, chosen))
             if not decoding.active:
                 break
             if num_steps == STEPS_BEFORE_PACKING and can_pack(model):
@@ -132,41 +172,30 @@ def sample(
     return decoding.rollout()
 
 
-def check_request(
-    prompts: Sequence[TokenIds], settings: SamplingSettings, generator: torch.Generator | None
-) -> None:
-    """Refuse what no engine can answer.
-
-    Raises:
-        ValueError: A prompt is empty, or sampling was asked for without a generator.
-    """
-    if settings.temperature > 0 and generator is None:
-        raise ValueError("sampling at a temperature above 0 needs a generator")
-    if any(not prompt for prompt in prompts):
-        raise ValueError(f"prompt {[bool(p) for p in prompts].index(False)} has no tokens")
-
-
-def draw(
-    logits: Tensor, settings: SamplingSettings, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
+def draw(logits: Tensor, settings: SamplingSettings, noise: Tensor | None) -> tuple[Tensor, Tensor]:
     """Draw one token per row.
 
     Args:
-        logits: (B, V) next-token logits.
+        logits: (M, V) next-token logits.
         settings: Temperature and truncation.
-        generator: Source of the noise.
+        noise: (M,) numbers in [0, 1); each picks the token where the distribution function of
+            its row passes it. None when greedy.
 
     Returns:
-        (B,) token ids and (B,) their log-probabilities under the truncated, renormalised
+        (M,) token ids and (M,) their log-probabilities under the truncated, renormalised
         distribution they were drawn from. Greedy tokens have log-probability 0.
     """
     logits = logits.float()
-    if settings.temperature == 0:
+    if noise is None:
         return logits.argmax(-1), torch.zeros(len(logits), device=logits.device)
     logits = _truncate(logits / settings.temperature, settings)
-    logprobs = logits.log_softmax(-1)
-    tokens = torch.multinomial(logprobs.exp(), 1, generator=generator)
-    return tokens.squeeze(1), logprobs.gather(1, tokens).squeeze(1)
+    logits -= logits.amax(-1, keepdim=True)
+    # Summed in float64, so that tokens of the smallest probability keep theirs.
+    cumulative = logits.exp().cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
+    tokens = torch.searchsorted(cumulative, noise.to(total)[:, None] * total, right=True)
+    tokens.clamp_(max=logits.shape[-1] - 1)
+    return tokens.squeeze(1), logits.gather(1, tokens).squeeze(1) - total.squeeze(1).log().float()
 
 
 def _truncate(logits: Tensor, settings: SamplingSettings) -> Tensor:

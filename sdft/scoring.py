@@ -64,6 +64,12 @@ class LossPositions:
         columns = torch.tensor(flat, dtype=torch.long, device=device).reshape(-1, 3).T
         return cls(columns[0], columns[1], columns[2], len(completions))
 
+    def gather(self, values: Sequence[Sequence[float]]) -> Tensor:
+        """(N,) of B lists with one value per completion token those that stand here."""
+        places = zip(self.rows.tolist(), self.offsets.tolist(), strict=True)
+        here = [values[row][offset] for row, offset in places]
+        return torch.tensor(here, device=self.tokens.device)
+
     def __len__(self) -> int:
         """N."""
         return len(self.tokens)

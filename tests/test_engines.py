@@ -6,7 +6,7 @@ import yaml
 
 from lightning_modules import SDFTModule, SFTModule
 from sdft.engines import ENGINES, make_engine
-from sdft.rollout import SamplingSettings, sample
+from sdft.rollout import RolloutRequest, SamplingSettings, sample
 from sdft.types import Demonstration, EvaluationBatch
 from tests.conftest import REPOSITORY
 from tests.test_rollout import MODELS, PROMPTS, by_full_forward, random_model, spelled
@@ -21,10 +21,10 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 def test_generate_decodes_greedily_what_the_full_forward_does(name):
     model = random_model(name)
     free = [by_full_forward(model, prompt, 12) for prompt in PROMPTS]
-    assert GENERATE(model, PROMPTS, GREEDY, end_ids=frozenset()).completions == free
+    assert GENERATE(model, RolloutRequest(PROMPTS, GREEDY, end_ids=frozenset())).completions == free
     end_ids = frozenset([free[0][2], free[2][5]])
-    expected = sample(model, PROMPTS, GREEDY, end_ids=end_ids)
-    assert GENERATE(model, PROMPTS, GREEDY, end_ids=end_ids) == expected
+    expected = sample(model, RolloutRequest(PROMPTS, GREEDY, end_ids=end_ids))
+    assert GENERATE(model, RolloutRequest(PROMPTS, GREEDY, end_ids=end_ids)) == expected
 
 
 @pytest.mark.parametrize(
@@ -35,10 +35,12 @@ def test_generate_draws_what_in_place_draws_from_the_same_noise(tiny, options):
     rollouts = [
         engine(
             tiny.model,
-            PROMPTS,
-            settings,
-            end_ids=frozenset(),
-            generator=torch.Generator().manual_seed(3),
+            RolloutRequest(
+                PROMPTS,
+                settings,
+                end_ids=frozenset(),
+                seeds=range(len(PROMPTS)),
+            ),
         )
         for engine in (GENERATE, sample)
     ]
@@ -47,10 +49,13 @@ def test_generate_draws_what_in_place_draws_from_the_same_noise(tiny, options):
 
 
 def test_generate_ends_at_stop_strings_as_in_place_does(tiny):
-    free = sample(tiny.model, PROMPTS, GREEDY, end_ids=frozenset()).completions
+    free = sample(tiny.model, RolloutRequest(PROMPTS, GREEDY, end_ids=frozenset())).completions
     settings = SamplingSettings(12, temperature=0, stop_strings=(spelled(free[1])[7:11],))
     rollouts = [
-        engine(tiny.model, PROMPTS, settings, end_ids=frozenset([free[2][6]]), decode=spelled)
+        engine(
+            tiny.model,
+            RolloutRequest(PROMPTS, settings, end_ids=frozenset([free[2][6]]), decode=spelled),
+        )
         for engine in (GENERATE, sample)
     ]
     assert rollouts[0] == rollouts[1]
@@ -58,13 +63,13 @@ def test_generate_ends_at_stop_strings_as_in_place_does(tiny):
 
 
 def test_generate_heeds_no_shipped_setting_and_leaves_model_and_noise_as_they_were(tiny):
-    expected = sample(tiny.model, PROMPTS, GREEDY, end_ids=frozenset())
+    expected = sample(tiny.model, RolloutRequest(PROMPTS, GREEDY, end_ids=frozenset()))
     shipped = tiny.model.generation_config
     shipped.repetition_penalty, shipped.max_length = 9.0, 4
     shipped.eos_token_id = sorted({completion[3] for completion in expected.completions})
     tiny.model.train()
     noise = torch.get_rng_state()
-    assert GENERATE(tiny.model, PROMPTS, GREEDY, end_ids=frozenset()) == expected
+    assert GENERATE(tiny.model, RolloutRequest(PROMPTS, GREEDY, end_ids=frozenset())) == expected
     assert tiny.model.generation_config is shipped
     assert tiny.model.training
     assert torch.equal(noise, torch.get_rng_state())
@@ -98,8 +103,8 @@ def test_continuous_batching_without_a_gpu_says_what_to_use():
 def test_continuous_batching_follows_the_weights(tiny):
     engine, model = make_engine("continuous_batching"), tiny.model.cuda()
     for _ in range(2):
-        expected = sample(model, PROMPTS, GREEDY, end_ids=tiny.end_ids)
-        assert engine(model, PROMPTS, GREEDY, end_ids=tiny.end_ids) == expected
+        expected = sample(model, RolloutRequest(PROMPTS, GREEDY, end_ids=tiny.end_ids))
+        assert engine(model, RolloutRequest(PROMPTS, GREEDY, end_ids=tiny.end_ids)) == expected
         with torch.no_grad():
             model.get_output_embeddings().weight.add_(
                 torch.randn_like(model.get_output_embeddings().weight)
@@ -113,10 +118,12 @@ def test_continuous_batching_reports_the_logprobs_it_sampled_with(tiny):
     rollouts = [
         engine(
             model,
-            PROMPTS,
-            SamplingSettings(8, temperature=0.7),
-            end_ids=frozenset(),
-            generator=torch.Generator("cuda").manual_seed(5),
+            RolloutRequest(
+                PROMPTS,
+                SamplingSettings(8, temperature=0.7),
+                end_ids=frozenset(),
+                seeds=range(len(PROMPTS)),
+            ),
         )
         for _ in range(2)
     ]

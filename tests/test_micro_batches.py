@@ -7,7 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 from lightning_modules import SDFTModule, SFTModule
 from sdft.lora import LoRA, trained_parameters
 from sdft.micro_batches import hidden_states_in_parts
-from sdft.rollout import SamplingSettings, sample
+from sdft.rollout import RolloutRequest, SamplingSettings, sample
 from sdft.scoring import LossPositions
 from sdft.types import DemonstrationBatch
 
@@ -21,7 +21,7 @@ def step(kind, reduction, **options):
         pretrained="tiny-random", max_completion_tokens=8, reduction=reduction, **options
     ).double()
     module.log = lambda *args, **kwargs: None
-    module.rollout_generator = lambda: torch.Generator().manual_seed(3)
+    module.rollout_seeds = lambda num_rows: list(range(num_rows))
     with torch.no_grad():  # another student than the teacher
         generator = torch.Generator().manual_seed(4)
         for each in trained_parameters(module.student):
@@ -94,9 +94,9 @@ def test_rollouts_are_the_same_with_activation_checkpointing(tiny):
     settings = SamplingSettings(6)
 
     def draw():
-        generator = torch.Generator().manual_seed(0)
         return sample(
-            tiny.model.train(), PROMPTS, settings, end_ids=frozenset({0}), generator=generator
+            tiny.model.train(),
+            RolloutRequest(PROMPTS, settings, end_ids=frozenset({0}), seeds=range(len(PROMPTS))),
         )
 
     plain = draw()

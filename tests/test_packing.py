@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from sdft.packing import can_pack, packed_linears
+from sdft.packing import can_pack, like_parameters, packed_linears, store_by_columns
 
 
 def test_packed_layers_give_the_same_products_and_are_restored():
@@ -30,3 +30,54 @@ def test_only_single_precision_weights_on_the_processor_are_packed():
     assert can_pack(nn.Linear(2, 2)) == torch.backends.mkldnn.is_available()
     assert not can_pack(nn.Linear(2, 2, dtype=torch.bfloat16))
     assert not can_pack(nn.Linear(2, 2, device="meta"))
+
+
+def tied_model():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"embedding": nn.Embedding(11, 6), "inner": nn.Linear(6, 6)})
+    model["head"] = nn.Linear(6, 11, bias=False)
+    model["head"].weight = model["embedding"].weight
+    return model
+
+
+def test_weights_stored_by_columns_are_the_same_weights_and_tied_heads_stay():
+    model, expected = tied_model(), tied_model()
+    store_by_columns(model)
+    store_by_columns(model)
+    assert model["inner"].weight.t().is_contiguous()
+    assert model["head"].weight is model["embedding"].weight
+    assert model["head"].weight.is_contiguous()
+    for found, reference in zip(model.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(found, reference)
+
+
+def trained(layer, steps, state=None):
+    """The layer and its optimizer's state dict after some fused AdamW steps on fixed data."""
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
+    if state is not None:
+        like_parameters(state["state"], list(layer.parameters()))
+        optimizer.load_state_dict(state)
+    for step in steps:
+        optimizer.zero_grad()
+        inputs = torch.randn(3, 5, generator=torch.Generator().manual_seed(step))
+        layer(inputs).square().sum().backward()
+        optimizer.step()
+    return layer, optimizer.state_dict()
+
+
+def layer_of_seed_zero(by_columns):
+    torch.manual_seed(0)
+    layer = nn.Linear(5, 7)
+    if by_columns:
+        store_by_columns(layer)
+    return layer
+
+
+@pytest.mark.parametrize("first_by_columns", [True, False])
+def test_training_goes_on_with_an_optimizer_state_saved_in_the_other_order(first_by_columns):
+    expected, _ = trained(layer_of_seed_zero(False), range(6))
+    first, state = trained(layer_of_seed_zero(first_by_columns), range(3))
+    second = layer_of_seed_zero(not first_by_columns)
+    second.load_state_dict(first.state_dict())
+    found, _ = trained(second, range(3, 6), state)
+    torch.testing.assert_close(found.weight, expected.weight, atol=1e-5, rtol=0)

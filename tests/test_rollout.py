@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from transformers import (
@@ -15,7 +17,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from sdft.rollout import SamplingSettings, draw, evaluation_mode, sample
+from sdft.rollout import RolloutRequest, SamplingSettings, draw, evaluation_mode, sample
 
 SMALL = {
     "vocab_size": 40,
@@ -81,16 +83,22 @@ def by_full_forward(model, prompt, length, end_ids=frozenset()):
 
 
 def test_greedy_completions_equal_decoding_one_prompt_at_a_time(model):
-    rollout = sample(model, PROMPTS, SamplingSettings(12, temperature=0), end_ids=frozenset())
+    rollout = sample(
+        model, RolloutRequest(PROMPTS, SamplingSettings(12, temperature=0), end_ids=frozenset())
+    )
     expected = [by_full_forward(model, prompt, 12) for prompt in PROMPTS]
     assert rollout.completions == expected
     assert rollout.ended == [False] * 3
 
 
 def test_rows_that_end_leave_without_disturbing_the_others(model):
-    free = sample(model, PROMPTS, SamplingSettings(12, temperature=0), end_ids=frozenset())
+    free = sample(
+        model, RolloutRequest(PROMPTS, SamplingSettings(12, temperature=0), end_ids=frozenset())
+    )
     end_ids = frozenset([free.completions[0][2], free.completions[2][5]])
-    rollout = sample(model, PROMPTS, SamplingSettings(12, temperature=0), end_ids=end_ids)
+    rollout = sample(
+        model, RolloutRequest(PROMPTS, SamplingSettings(12, temperature=0), end_ids=end_ids)
+    )
     expected = [by_full_forward(model, prompt, 12, end_ids) for prompt in PROMPTS]
     assert rollout.completions == expected
     assert rollout.ended == [completion[-1] in end_ids for completion in expected]
@@ -113,38 +121,49 @@ def drafts_of(completions, kind):
 )
 def test_drafts_do_not_change_greedy_completions(model, kind):
     settings = SamplingSettings(12, temperature=0)
-    free = sample(model, PROMPTS, settings, end_ids=frozenset()).completions
+    free = sample(model, RolloutRequest(PROMPTS, settings, end_ids=frozenset())).completions
     drafts = drafts_of(free, kind)
-    assert sample(model, PROMPTS, settings, end_ids=frozenset(), drafts=drafts).completions == free
+    assert (
+        sample(
+            model, RolloutRequest(PROMPTS, settings, end_ids=frozenset(), drafts=drafts)
+        ).completions
+        == free
+    )
     end_ids = frozenset([free[0][2], free[2][5]])
     expected = [by_full_forward(model, prompt, 12, end_ids) for prompt in PROMPTS]
-    assert sample(model, PROMPTS, settings, end_ids=end_ids, drafts=drafts).completions == expected
+    assert (
+        sample(model, RolloutRequest(PROMPTS, settings, end_ids=end_ids, drafts=drafts)).completions
+        == expected
+    )
 
 
 def test_a_right_draft_saves_forward_passes(tiny):
     settings = SamplingSettings(12, temperature=0)
-    expected = sample(tiny.model, PROMPTS, settings, end_ids=frozenset()).completions
+    expected = sample(
+        tiny.model, RolloutRequest(PROMPTS, settings, end_ids=frozenset())
+    ).completions
     passes = []
     tiny.model.register_forward_hook(lambda *_: passes.append(1))
-    sample(tiny.model, PROMPTS, settings, end_ids=frozenset())
+    sample(tiny.model, RolloutRequest(PROMPTS, settings, end_ids=frozenset()))
     assert len(passes) == 12
     passes.clear()
-    sample(tiny.model, PROMPTS, settings, end_ids=frozenset(), drafts=expected)
-    assert len(passes) == 1
+    sample(tiny.model, RolloutRequest(PROMPTS, settings, end_ids=frozenset(), drafts=expected))
+    assert len(passes) == 2  # the first draft is short
 
 
 @pytest.mark.parametrize("drafts", [None, [[4, 5, 6]], [[7, 7]]])
 def test_logprobs_are_those_of_the_drawn_tokens(tiny, drafts):
-    generator = torch.Generator().manual_seed(1)
     settings = SamplingSettings(8, temperature=0.7)
     prompts = [[4, 5, 6], [7, 8, 9, 10, 11]]
     rollout = sample(
         tiny.model,
-        prompts,
-        settings,
-        end_ids=frozenset(),
-        generator=generator,
-        drafts=drafts and drafts * 2,
+        RolloutRequest(
+            prompts,
+            settings,
+            end_ids=frozenset(),
+            seeds=[1, 2],
+            drafts=drafts and drafts * 2,
+        ),
     )
     for prompt, completion, logprobs in zip(
         prompts, rollout.completions, rollout.logprobs, strict=True
@@ -158,7 +177,7 @@ def test_logprobs_are_those_of_the_drawn_tokens(tiny, drafts):
 
 @pytest.mark.parametrize("draft", [[], "likely", "unlikely"])
 def test_samples_follow_the_models_distribution(tiny, draft):
-    prompt, count, generator = [4, 5, 6], 4000, torch.Generator().manual_seed(0)
+    prompt, count = [4, 5, 6], 4000
     with torch.no_grad():
         tiny.model.get_output_embeddings().weight.mul_(6)
     exact = pair_probabilities(tiny.model, prompt)
@@ -166,14 +185,16 @@ def test_samples_follow_the_models_distribution(tiny, draft):
         pair = exact.flatten().argmax() if draft == "likely" else exact.flatten().argmin()
         draft = [pair.item() // len(exact), pair.item() % len(exact)]
     completions = []
-    for _ in range(count // 16):  # few enough rows for every one to have its draft read
+    for first in range(0, count, 16):  # few enough rows for every one to have its draft read
         rollout = sample(
             tiny.model,
-            [prompt] * 16,
-            SamplingSettings(2),
-            end_ids=frozenset(),
-            generator=generator,
-            drafts=[draft] * 16,
+            RolloutRequest(
+                [prompt] * 16,
+                SamplingSettings(2),
+                end_ids=frozenset(),
+                seeds=range(first, first + 16),
+                drafts=[draft] * 16,
+            ),
         )
         completions += rollout.completions
     drawn = torch.tensor(completions) @ torch.tensor([len(exact), 1])
@@ -202,11 +223,11 @@ def assert_counts_fit(counts, expected):
     assert chi_squared < degrees + 5 * (2 * degrees) ** 0.5
 
 
-def test_same_generator_state_gives_the_same_rollout_and_leaves_global_noise_alone(tiny):
+def test_same_seeds_give_the_same_rollout_and_leaves_global_noise_alone(tiny):
     def roll():
-        generator = torch.Generator().manual_seed(7)
         return sample(
-            tiny.model, PROMPTS, SamplingSettings(6), end_ids=frozenset(), generator=generator
+            tiny.model,
+            RolloutRequest(PROMPTS, SamplingSettings(6), end_ids=frozenset(), seeds=[7, 8, 9]),
         ).completions
 
     before = torch.get_rng_state()
@@ -214,15 +235,49 @@ def test_same_generator_state_gives_the_same_rollout_and_leaves_global_noise_alo
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_a_sampled_completion_depends_on_its_own_seed_not_on_drafts_or_other_rows(model):
+    def roll(drafts=None, end_ids=frozenset(), rows=(0, 1, 2)):
+        request = RolloutRequest(
+            [PROMPTS[row] for row in rows],
+            SamplingSettings(12),
+            end_ids=end_ids,
+            seeds=[30 + row for row in rows],
+            drafts=drafts,
+        )
+        return sample(model, request).completions
+
+    free = roll()
+    assert roll(rows=(2, 0)) == [free[2], free[0]]
+    assert roll(rows=(1,)) == [free[1]]
+    for kind in ("right", "wrong", "substituted", "deleted", "of unequal lengths"):
+        assert roll(drafts_of(free, kind)) == free
+    ended = free[0][3]  # the first row leaves early, the others go on as before
+    expected = [
+        completion[: completion.index(ended) + 1] if ended in completion else completion
+        for completion in free
+    ]
+    assert roll(end_ids=frozenset([ended])) == expected
+
+
+def test_draws_keep_the_smallest_probabilities():
+    count = 2000
+    logits = torch.cat([torch.zeros(1), torch.full((count,), -20.0)]).repeat(count, 1)
+    share = count * math.exp(-20) / (1 + count * math.exp(-20))
+    steps = 1 - share * (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    tokens, logprobs = draw(logits, SamplingSettings(1), steps)
+    assert torch.equal(tokens, torch.arange(count, 0, -1))
+    torch.testing.assert_close(logprobs.double(), torch.full((count,), -20.0 - share).double())
+
+
 def test_top_k_and_top_p_ban_the_tail_and_renormalise():
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log().repeat(500, 1)
-    generator = torch.Generator().manual_seed(0)
-    tokens, logprobs = draw(logits, SamplingSettings(1, top_k=2), generator)
+    noise = torch.rand(500, generator=torch.Generator().manual_seed(0))
+    tokens, logprobs = draw(logits, SamplingSettings(1, top_k=2), noise)
     assert set(tokens.tolist()) == {0, 1}
     torch.testing.assert_close(logprobs[tokens == 0][0].exp(), torch.tensor(4 / 7))
-    tokens, _ = draw(logits, SamplingSettings(1, top_p=0.65), generator)
+    tokens, _ = draw(logits, SamplingSettings(1, top_p=0.65), noise)
     assert set(tokens.tolist()) == {0, 1}
-    tokens, _ = draw(logits, SamplingSettings(1, top_p=0.75), generator)
+    tokens, _ = draw(logits, SamplingSettings(1, top_p=0.75), noise)
     assert set(tokens.tolist()) == {0, 1, 2}
 
 
@@ -239,8 +294,8 @@ def test_top_k_and_top_p_ban_the_tail_and_renormalise():
 )
 def test_min_p_bans_what_is_unlikely_beside_the_most_likely_token(options, kept):
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log().repeat(500, 1)
-    generator = torch.Generator().manual_seed(0)
-    tokens, logprobs = draw(logits, SamplingSettings(1, **options), generator)
+    noise = torch.rand(500, generator=torch.Generator().manual_seed(0))
+    tokens, logprobs = draw(logits, SamplingSettings(1, **options), noise)
     assert set(tokens.tolist()) == set(range(len(kept)))
     expected = (torch.tensor(kept) / sum(kept)).log()
     torch.testing.assert_close(logprobs, expected[tokens])
@@ -253,16 +308,21 @@ def spelled(tokens):
 
 @pytest.mark.parametrize("kind", [None, "right", "wrong", "substituted", "too long"])
 def test_a_stop_string_ends_a_completion_with_the_token_that_completes_it(tiny, kind):
-    free = sample(tiny.model, PROMPTS, SamplingSettings(12, temperature=0), end_ids=frozenset())
+    free = sample(
+        tiny.model,
+        RolloutRequest(PROMPTS, SamplingSettings(12, temperature=0), end_ids=frozenset()),
+    )
     stop = spelled(free.completions[0])[5:10]  # parts of tokens 1 and 3, and token 2
     settings = SamplingSettings(12, temperature=0, stop_strings=(stop, "no such text"))
     rollout = sample(
         tiny.model,
-        PROMPTS,
-        settings,
-        end_ids=frozenset(),
-        drafts=kind and drafts_of(free.completions, kind),
-        decode=spelled,
+        RolloutRequest(
+            PROMPTS,
+            settings,
+            end_ids=frozenset(),
+            drafts=kind and drafts_of(free.completions, kind),
+            decode=spelled,
+        ),
     )
     lengths = [
         next((n for n in range(1, 13) if stop in spelled(completion[:n])), 12)
@@ -278,10 +338,15 @@ def test_a_stop_string_ends_a_completion_with_the_token_that_completes_it(tiny, 
 
 def test_generation_in_training_mode_equals_generation_in_eval_mode(tiny):
     settings = SamplingSettings(6, temperature=0)
-    expected = sample(tiny.model, PROMPTS, settings, end_ids=frozenset()).completions
+    expected = sample(
+        tiny.model, RolloutRequest(PROMPTS, settings, end_ids=frozenset())
+    ).completions
     tiny.model.train()
     tiny.model.activation_checkpointing_enable()
-    assert sample(tiny.model, PROMPTS, settings, end_ids=frozenset()).completions == expected
+    assert (
+        sample(tiny.model, RolloutRequest(PROMPTS, settings, end_ids=frozenset())).completions
+        == expected
+    )
     assert tiny.model.training
 
 
@@ -310,14 +375,17 @@ def test_settings_out_of_range_are_refused(options, complaint):
         SamplingSettings(**options)
 
 
-def test_sampling_without_a_generator_or_with_an_empty_prompt_is_refused(tiny):
-    with pytest.raises(ValueError, match="generator"):
-        sample(tiny.model, [[1]], SamplingSettings(2), end_ids=frozenset())
+def test_sampling_without_a_seed_for_every_prompt_or_with_an_empty_one_is_refused(tiny):
+    with pytest.raises(ValueError, match="1 prompts, 0 seeds"):
+        sample(tiny.model, RolloutRequest([[1]], SamplingSettings(2), end_ids=frozenset()))
     with pytest.raises(ValueError, match="prompt 1 has no tokens"):
-        sample(tiny.model, [[1], []], SamplingSettings(2, temperature=0), end_ids=frozenset())
+        sample(
+            tiny.model,
+            RolloutRequest([[1], []], SamplingSettings(2, temperature=0), end_ids=frozenset()),
+        )
 
 
 def test_stop_strings_without_a_way_to_read_them_are_refused(tiny):
     settings = SamplingSettings(2, temperature=0, stop_strings=("x",))
     with pytest.raises(ValueError, match="need decode"):
-        sample(tiny.model, [[1]], settings, end_ids=frozenset())
+        sample(tiny.model, RolloutRequest([[1]], settings, end_ids=frozenset()))

@@ -15,7 +15,7 @@ from sdft.engines import make_engine, vllm_server
 from sdft.engines.vllm_server import VLLMError
 from sdft.lora import LoRA, merged, trained_parameters
 from sdft.models import load_model
-from sdft.rollout import SamplingSettings, sample
+from sdft.rollout import RolloutRequest, SamplingSettings, sample
 
 PROMPTS = [[5, 6, 7, 8], [3], [20, 21]]
 GREEDY = SamplingSettings(6, temperature=0)
@@ -67,7 +67,7 @@ class Stub(ThreadingHTTPServer):
     def complete(self, body):
         end_ids = frozenset(body["stop_token_ids"])
         settings = SamplingSettings(body["max_tokens"], temperature=0)
-        rollout = sample(self.model, [body["prompt"]], settings, end_ids=end_ids)
+        rollout = sample(self.model, RolloutRequest([body["prompt"]], settings, end_ids=end_ids))
         tokens = rollout.completions[0]
         return answer_of(tokens, [-0.5] * len(tokens), "stop" if rollout.ended[0] else "length")
 
@@ -141,8 +141,11 @@ def test_completions_follow_the_weights_in_training(stub, connect, lora, tmp_pat
     engine, student = connect(), load_model("tiny-random", lora=lora)
     for _ in range(2):
         move(student.model)
-        expected = sample(student.model, PROMPTS, GREEDY, end_ids=student.end_ids)
-        assert engine(student.model, PROMPTS, GREEDY, end_ids=student.end_ids) == expected
+        expected = sample(student.model, RolloutRequest(PROMPTS, GREEDY, end_ids=student.end_ids))
+        assert (
+            engine(student.model, RolloutRequest(PROMPTS, GREEDY, end_ids=student.end_ids))
+            == expected
+        )
     for name, weight in merged(student.model).state_dict().items():
         if name in stub.pushed[-1]:
             torch.testing.assert_close(stub.pushed[-1][name], weight)
@@ -152,13 +155,13 @@ def test_completions_follow_the_weights_in_training(stub, connect, lora, tmp_pat
 def test_weights_are_sent_once_per_change_in_this_order(stub, connect, tiny):
     engine = connect()
     stub.seen.clear()
-    engine(tiny.model, PROMPTS, GREEDY, end_ids=tiny.end_ids)
+    engine(tiny.model, RolloutRequest(PROMPTS, GREEDY, end_ids=tiny.end_ids))
     push = ["/pause?mode=abort", "/collective_rpc", "/reset_prefix_cache"]
     push += ["/update_weight_version", "/resume"]
     completions = ["/v1/completions"] * len(PROMPTS)
     assert stub.seen == [*push, *completions, "/weight_info"]
     stub.seen.clear()
-    engine(tiny.model, PROMPTS, GREEDY, end_ids=tiny.end_ids)
+    engine(tiny.model, RolloutRequest(PROMPTS, GREEDY, end_ids=tiny.end_ids))
     assert stub.seen == ["/weight_info", *completions, "/weight_info"]
 
 
@@ -167,7 +170,7 @@ def test_an_optimizer_step_is_noticed(stub, connect, tiny, fused):
     engine = connect()
     optimizer = torch.optim.AdamW(tiny.model.parameters(), lr=1e-5, fused=fused)
     for pushes in (1, 2):
-        engine(tiny.model, PROMPTS, GREEDY, end_ids=tiny.end_ids)
+        engine(tiny.model, RolloutRequest(PROMPTS, GREEDY, end_ids=tiny.end_ids))
         assert len(stub.pushed) == pushes
         tiny.model(torch.tensor([[5, 6, 7]])).logits.square().sum().backward()
         optimizer.step()
@@ -176,9 +179,9 @@ def test_an_optimizer_step_is_noticed(stub, connect, tiny, fused):
 def test_a_restarted_server_is_given_the_weights_again(stub, connect, tiny):
     engine = connect()
     move(tiny.model)
-    expected = engine(tiny.model, PROMPTS, GREEDY, end_ids=tiny.end_ids)
+    expected = engine(tiny.model, RolloutRequest(PROMPTS, GREEDY, end_ids=tiny.end_ids))
     stub.restart()
-    assert engine(tiny.model, PROMPTS, GREEDY, end_ids=tiny.end_ids) == expected
+    assert engine(tiny.model, RolloutRequest(PROMPTS, GREEDY, end_ids=tiny.end_ids)) == expected
     assert len(stub.pushed) == 2
 
 
@@ -189,7 +192,7 @@ def test_weights_that_change_during_a_rollout_end_the_run(stub, connect, tiny):
 
     engine, stub.answer = connect(), restarted
     with pytest.raises(VLLMError, match="changed during a rollout"):
-        engine(tiny.model, PROMPTS, GREEDY, end_ids=tiny.end_ids)
+        engine(tiny.model, RolloutRequest(PROMPTS, GREEDY, end_ids=tiny.end_ids))
 
 
 def test_a_request_states_every_sampling_option_and_its_own_seed(stub, connect, tiny):
@@ -199,14 +202,15 @@ def test_a_request_states_every_sampling_option_and_its_own_seed(stub, connect, 
 
     def roll(seed):
         stub.requests.clear()
-        generator = torch.Generator().manual_seed(seed)
         rollout = engine(
             tiny.model,
-            PROMPTS,
-            settings,
-            end_ids=tiny.end_ids,
-            generator=generator,
-            decode=tiny.tokenizer.decode,
+            RolloutRequest(
+                PROMPTS,
+                settings,
+                end_ids=tiny.end_ids,
+                seeds=[seed + row for row in range(len(PROMPTS))],
+                decode=tiny.tokenizer.decode,
+            ),
         )
         assert rollout.logprobs == [[-0.5] * len(each) for each in rollout.completions]
         by_prompt = {str(each["prompt"]): each for each in stub.requests}
@@ -228,7 +232,8 @@ def test_answers_are_cut_where_they_end(stub, connect, tiny):
     engine, stub.answer = connect(), lambda _: answer_of(tokens, [-0.1] * len(tokens))
     settings = SamplingSettings(9, temperature=0, stop_strings=(". ",))
     rollout = engine(
-        tiny.model, PROMPTS[:1], settings, end_ids=tiny.end_ids, decode=tiny.tokenizer.decode
+        tiny.model,
+        RolloutRequest(PROMPTS[:1], settings, end_ids=tiny.end_ids, decode=tiny.tokenizer.decode),
     )
     assert tiny.tokenizer.batch_decode(rollout.completions) == ["ab. "]
     assert (rollout.logprobs, rollout.ended) == ([[0.0] * 4], [True])
@@ -237,16 +242,16 @@ def test_answers_are_cut_where_they_end(stub, connect, tiny):
 def test_the_server_sleeps_between_rollouts_when_asked_to(stub, connect, tiny):
     engine = connect(sleep=True)
     stub.seen.clear()
-    engine(tiny.model, PROMPTS, GREEDY, end_ids=tiny.end_ids)
+    engine(tiny.model, RolloutRequest(PROMPTS, GREEDY, end_ids=tiny.end_ids))
     assert (stub.seen[0], stub.seen[-1]) == ("/wake_up", "/sleep?level=1")
 
 
 @pytest.mark.parametrize("failure", [500, 503, "drop"])
 def test_passing_failures_are_tried_again(stub, connect, tiny, failure):
     engine = connect()
-    expected = engine(tiny.model, PROMPTS, GREEDY, end_ids=tiny.end_ids)
+    expected = engine(tiny.model, RolloutRequest(PROMPTS, GREEDY, end_ids=tiny.end_ids))
     stub.failures = [failure, failure]
-    assert engine(tiny.model, PROMPTS, GREEDY, end_ids=tiny.end_ids) == expected
+    assert engine(tiny.model, RolloutRequest(PROMPTS, GREEDY, end_ids=tiny.end_ids)) == expected
 
 
 @pytest.mark.parametrize(
@@ -262,7 +267,7 @@ def test_lasting_failures_and_refusals_end_the_run(stub, connect, tiny, failures
     engine = connect()
     stub.failures = list(failures)
     with pytest.raises(VLLMError, match=complaint):
-        engine(tiny.model, PROMPTS, GREEDY, end_ids=tiny.end_ids)
+        engine(tiny.model, RolloutRequest(PROMPTS, GREEDY, end_ids=tiny.end_ids))
     assert not stub.failures
 
 
@@ -270,18 +275,18 @@ def test_a_server_that_does_not_answer_in_time_ends_the_run(stub, connect, tiny)
     engine = connect(timeout_s=2.0, retries=1)
     stub.delay = 6.0
     with pytest.raises(VLLMError, match=r"no answer within 2 s \(timeout_s\).*2 attempts"):
-        engine(tiny.model, PROMPTS, GREEDY, end_ids=tiny.end_ids)
+        engine(tiny.model, RolloutRequest(PROMPTS, GREEDY, end_ids=tiny.end_ids))
 
 
 def test_an_update_that_failed_is_made_up_for(stub, connect, tiny):
     engine = connect(retries=0)
-    engine(tiny.model, PROMPTS, GREEDY, end_ids=tiny.end_ids)
+    engine(tiny.model, RolloutRequest(PROMPTS, GREEDY, end_ids=tiny.end_ids))
     move(tiny.model)
     stub.failures = [500]
     with pytest.raises(VLLMError, match="pause"):
-        engine(tiny.model, PROMPTS, GREEDY, end_ids=tiny.end_ids)
-    expected = sample(tiny.model, PROMPTS, GREEDY, end_ids=tiny.end_ids)
-    assert engine(tiny.model, PROMPTS, GREEDY, end_ids=tiny.end_ids) == expected
+        engine(tiny.model, RolloutRequest(PROMPTS, GREEDY, end_ids=tiny.end_ids))
+    expected = sample(tiny.model, RolloutRequest(PROMPTS, GREEDY, end_ids=tiny.end_ids))
+    assert engine(tiny.model, RolloutRequest(PROMPTS, GREEDY, end_ids=tiny.end_ids)) == expected
 
 
 @pytest.mark.parametrize(
@@ -301,7 +306,7 @@ def test_an_update_that_failed_is_made_up_for(stub, connect, tiny):
 def test_malformed_answers_are_refused(stub, connect, tiny, answer, complaint):
     engine, stub.answer = connect(), lambda _: answer
     with pytest.raises(VLLMError, match=complaint):
-        engine(tiny.model, PROMPTS, GREEDY, end_ids=tiny.end_ids)
+        engine(tiny.model, RolloutRequest(PROMPTS, GREEDY, end_ids=tiny.end_ids))
 
 
 def test_no_server_is_noticed_at_construction(stub, connect, unused_port):

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sdft.engines import Engine
 from sdft.head import VocabularyHead
-from sdft.rollout import SamplingSettings
+from sdft.rollout import RolloutRequest, SamplingSettings
 from sdft.scoring import LossPositions, completion_hidden_states
 from sdft.types import TokenIds
 
@@ -154,13 +154,9 @@ class InMemoryLM(TemplateLM):  # type: ignore[misc]
             )["input_ids"]
             for question in questions
         ]
-        rollout = self._subject.engine(
-            self._subject.model,
-            prompts,
-            settings,
-            end_ids=self._subject.end_ids,
-            decode=self._tokenizer.decode,
-        )
+        decode, end_ids = self._tokenizer.decode, self._subject.end_ids
+        request = RolloutRequest(prompts, settings, end_ids, decode=decode)
+        rollout = self._subject.engine(self._subject.model, request)
         texts = self._tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
         return [_before(text, settings.stop_strings) for text in texts]
 

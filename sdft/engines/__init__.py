@@ -7,36 +7,18 @@ the tokens are computed, never in what is asked for.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
-from sdft.endings import Decode
 from sdft.engines.continuous_batching import ContinuousBatchingEngine
 from sdft.engines.generate import GenerateEngine
 from sdft.engines.vllm import VLLMEngine
-from sdft.rollout import SamplingSettings, sample
-from sdft.types import Rollout, TokenIds
+from sdft.rollout import RolloutRequest, sample
+from sdft.types import Rollout
 
-
-class Engine(Protocol):
-    """Draws one completion per prompt; see :func:`sdft.rollout.sample`."""
-
-    def __call__(
-        self,
-        model: PreTrainedModel,
-        prompts: Sequence[TokenIds],
-        settings: SamplingSettings,
-        *,
-        end_ids: frozenset[int],
-        generator: torch.Generator | None = None,
-        drafts: Sequence[TokenIds] | None = None,
-        decode: Decode | None = None,
-    ) -> Rollout:
-        """B completions in the order of the prompts."""
-        ...
+Engine = Callable[[PreTrainedModel, RolloutRequest], Rollout]  # the request's B completions
 
 
 def _in_place() -> Engine:

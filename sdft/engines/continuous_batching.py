@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
-from sdft.endings import Decode, Ending
 from sdft.engines.generate import neutral_generation_config
-from sdft.engines.sampling import draw_seeds, rollout_of
-from sdft.rollout import SamplingSettings, check_request, evaluation_mode
-from sdft.types import Rollout, TokenIds
+from sdft.engines.sampling import rollout_of
+from sdft.rollout import RolloutRequest, SamplingSettings, evaluation_mode
+from sdft.types import Rollout
 
 
 class ContinuousBatchingEngine:
@@ -40,32 +38,21 @@ class ContinuousBatchingEngine:
             )
         self._max_memory_percent = max_memory_percent
 
-    def __call__(
-        self,
-        model: PreTrainedModel,
-        prompts: Sequence[TokenIds],
-        settings: SamplingSettings,
-        *,
-        end_ids: frozenset[int],
-        generator: torch.Generator | None = None,
-        drafts: Sequence[TokenIds] | None = None,
-        decode: Decode | None = None,
-    ) -> Rollout:
+    def __call__(self, model: PreTrainedModel, request: RolloutRequest) -> Rollout:
         """B completions in the order of the prompts; see :func:`sdft.rollout.sample`."""
-        check_request(prompts, settings, generator)
-        ending = Ending(end_ids, settings.stop_strings, decode)
+        prompts = request.prompts
         cache = ContinuousBatchingConfig(
             return_logprobs=True,
             allow_block_sharing=False,
             max_memory_percent=self._max_memory_percent,
-            seed=draw_seeds(generator, 1)[0],
+            seed=request.seeds[0] if request.seeds else 0,
         )
         generate_batch: Any = model.generate_batch  # a mixin of the model's own class
         # The sampler seeds the global random state.
         with torch.random.fork_rng(), evaluation_mode(model), neutral_generation_config(model):
             results = generate_batch(
                 inputs=[list(prompt) for prompt in prompts],
-                generation_config=_generation_config(settings, end_ids),
+                generation_config=_generation_config(request.settings, request.end_ids),
                 continuous_batching_config=cache,
             )
         errors = [each.error for each in results.values() if each.error is not None]
@@ -76,7 +63,7 @@ class ContinuousBatchingEngine:
                 "max_memory_percent, or rollout_engine in_place"
             )
         answers = [(each.generated_tokens, each.logprobs) for each in results.values()]
-        return rollout_of(answers, settings, ending)
+        return rollout_of(answers, request)
 
 
 def _generation_config(settings: SamplingSettings, end_ids: frozenset[int]) -> GenerationConfig:

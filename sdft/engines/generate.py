@@ -17,37 +17,26 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from sdft.endings import Decode, Ending
-from sdft.rollout import SamplingSettings, check_request, draw, evaluation_mode
+from sdft.endings import Ending
+from sdft.rollout import RolloutRequest, SamplingSettings, draw, evaluation_mode
 from sdft.types import Rollout, TokenIds
 
 
 class GenerateEngine:
     """Sample with transformers' ``generate``, for models with a forward pass of their own.
 
-    Every token is drawn here, from the raw logits, with the noise of the given generator;
+    Every token is drawn here, from the raw logits, with the noise of the given seeds;
     ``generate`` is handed the choice as the only token left and takes it greedily. Truncation and
     log-probabilities are therefore those of the in-place engine, nothing of the model's shipped
     generation settings applies, the global random state is not touched, and of the logits no more
     than one step's are held. Drafts are not used.
     """
 
-    def __call__(
-        self,
-        model: PreTrainedModel,
-        prompts: Sequence[TokenIds],
-        settings: SamplingSettings,
-        *,
-        end_ids: frozenset[int],
-        generator: torch.Generator | None = None,
-        drafts: Sequence[TokenIds] | None = None,
-        decode: Decode | None = None,
-    ) -> Rollout:
+    def __call__(self, model: PreTrainedModel, request: RolloutRequest) -> Rollout:
         """B completions in the order of the prompts; see :func:`sdft.rollout.sample`."""
-        check_request(prompts, settings, generator)
-        ending = Ending(end_ids, settings.stop_strings, decode)
+        prompts, settings, ending = request.prompts, request.settings, request.ending
         width = max(map(len, prompts))
-        choice = _Choice(settings, generator)
+        choice = _Choice(settings, request.noise(model.device))
         generate: Any = model.generate  # a mixin of the model's own class
         with torch.inference_mode(), evaluation_mode(model), neutral_generation_config(model):
             ids = generate(
@@ -88,14 +77,15 @@ def neutral_generation_config(model: PreTrainedModel) -> Iterator[None]:
 class _Choice(LogitsProcessor):
     """Draws every row's next token and bans all others."""
 
-    def __init__(self, settings: SamplingSettings, generator: torch.Generator | None) -> None:
+    def __init__(self, settings: SamplingSettings, noise: Tensor | None) -> None:
         self._settings = settings
-        self._generator = generator
+        self._noise = noise
         self.logprobs: list[Tensor] = []  # one (B,) per step
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(B, V) logits to (B, V) with the drawn token alone left."""
-        tokens, logprobs = draw(scores, self._settings, self._generator)
+        noise = None if self._noise is None else self._noise[:, len(self.logprobs)]
+        tokens, logprobs = draw(scores, self._settings, noise)
         self.logprobs.append(logprobs)
         return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
-from sdft.endings import Decode, Ending
-from sdft.engines.sampling import draw_seeds, rollout_of
+from sdft.engines.sampling import rollout_of
 from sdft.engines.vllm_server import VLLMError, VLLMServer
 from sdft.engines.weight_transfer import ServedWeights, SharedFolder
-from sdft.rollout import SamplingSettings, check_request
+from sdft.rollout import RolloutRequest, SamplingSettings
 from sdft.types import Rollout, TokenIds
 
 FIRST_VERSION, LAST_VERSION = (0, 32), (0, 33)  # whose HTTP interface this was written against
@@ -74,32 +72,21 @@ class VLLMEngine:
         self._num_parallel = num_parallel
         self._sleep = sleep
 
-    def __call__(
-        self,
-        model: PreTrainedModel,
-        prompts: Sequence[TokenIds],
-        settings: SamplingSettings,
-        *,
-        end_ids: frozenset[int],
-        generator: torch.Generator | None = None,
-        drafts: Sequence[TokenIds] | None = None,
-        decode: Decode | None = None,
-    ) -> Rollout:
+    def __call__(self, model: PreTrainedModel, request: RolloutRequest) -> Rollout:
         """B completions in the order of the prompts; see :func:`sdft.rollout.sample`."""
-        check_request(prompts, settings, generator)
-        ending = Ending(end_ids, settings.stop_strings, decode)
-        common = {"model": self._model, **sampling_request(settings, end_ids)}
-        seeds = draw_seeds(generator, len(prompts))
-        requests = [
+        sampling = sampling_request(request.settings, request.end_ids)
+        common = {"model": self._model, **sampling}
+        seeds = request.seeds or [0] * len(request.prompts)
+        posts = [
             {**common, "prompt": list(prompt), "seed": seed}
-            for prompt, seed in zip(prompts, seeds, strict=True)
+            for prompt, seed in zip(request.prompts, seeds, strict=True)
         ]
         with self._awake(), self._weights.of(model), ThreadPoolExecutor(self._num_parallel) as pool:
-            answers = list(pool.map(self._complete, requests))
-        return rollout_of(answers, settings, ending)
+            answers = list(pool.map(self._complete, posts))
+        return rollout_of(answers, request)
 
-    def _complete(self, request: dict[str, Any]) -> tuple[TokenIds, list[float]]:
-        return read_completion(self._server.post("/v1/completions", request))
+    def _complete(self, post: dict[str, Any]) -> tuple[TokenIds, list[float]]:
+        return read_completion(self._server.post("/v1/completions", post))
 
     @contextmanager
     def _awake(self) -> Iterator[None]:
