@@ -9,9 +9,10 @@ from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
+from sdft.encoding import Encoder
 from sdft.prompting import TeacherView, student_messages
 from sdft.tasks import Task
-from sdft.types import Demonstration, DemonstrationBatch, EvaluationBatch, Message, TokenIds
+from sdft.types import Demonstration, DemonstrationBatch, EvaluationBatch, TokenIds
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ class RowTokenizer:
     ) -> None:
         if overlong not in ("error", "drop"):
             raise ValueError(f"data.overlong is {overlong!r}; it must be error or drop")
-        self._tokenizer = tokenizer
+        self._encoder = Encoder(tokenizer)
+        self._end_id = int(tokenizer.eos_token_id)
         self._views = views
         self._system_prompt = system_prompt
         self._max_prompt_tokens = max_prompt_tokens
@@ -59,16 +61,15 @@ class RowTokenizer:
 
     def student_prompt(self, row: Demonstration) -> TokenIds:
         """The prompt up to the assistant's turn."""
-        return self._encode(student_messages(row, self._system_prompt))
+        return self._encoder.encode_chat(student_messages(row, self._system_prompt))
 
     def teacher_prompt(self, row: Demonstration) -> TokenIds:
         """The prompt with the privileged information in context, up to the assistant's turn."""
-        return self._encode(self._views[row.task].messages(row, self._system_prompt))
+        return self._encoder.encode_chat(self._views[row.task].messages(row, self._system_prompt))
 
     def demonstration(self, row: Demonstration) -> TokenIds:
         """The demonstration as an assistant's turn, with the token that ends it."""
-        ids = self._tokenizer(row.demonstration, add_special_tokens=False)["input_ids"]
-        return [*ids, self._tokenizer.eos_token_id]
+        return [*self._encoder.encode(row.demonstration), self._end_id]
 
     def train_batch(self, rows: Sequence[Demonstration], indices: list[int]) -> DemonstrationBatch:
         """Collate the rows at ``indices``."""
@@ -138,10 +139,3 @@ class RowTokenizer:
                 f"{self._max_prompt_tokens}"
             )
         return tuple(kept)
-
-    def _encode(self, messages: list[Message]) -> TokenIds:
-        encoded = self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True
-        )
-        ids: TokenIds = encoded["input_ids"]
-        return ids
