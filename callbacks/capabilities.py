@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from sdft.capabilities.record import CapabilityRow, capability_record, capability_row
-from sdft.capabilities.suites import get_suite
+from sdft.capabilities.suites import Suite, get_suite
 from sdft.files import write_json_atomically
 
 PRIOR = ("hellaswag", "truthfulqa_mc1", "mmlu", "ifeval", "winogrande")
@@ -34,6 +34,7 @@ class CapabilityTracker(L.Callback):
         batch_size: Requests read or answered at a time.
         max_generated_tokens: Longest answer where a suite allows longer ones (IFEval 1280); null
             leaves it to the suite.
+        run_code: Let humaneval run functions that the model wrote, in a sandbox without network.
 
     Raises:
         ValueError: An option is out of range, a suite is unknown or a local row is not usable.
@@ -47,11 +48,13 @@ class CapabilityTracker(L.Callback):
         num_rows: int | None = None,
         batch_size: int = 16,
         max_generated_tokens: int | None = None,
+        run_code: bool = False,
     ) -> None:
         _check_positive(
             num_rows=num_rows, batch_size=batch_size, max_generated_tokens=max_generated_tokens
         )
         self.suites = [get_suite(name) for name in (PRIOR if suites is None else suites)]
+        _check_code(self.suites, run_code)
         self.source = "the Hugging Face hub" if folder is None else folder
         self.num_rows = num_rows
         self.limits = {"batch_size": batch_size, "max_generated_tokens": max_generated_tokens}
@@ -104,7 +107,7 @@ class CapabilityTracker(L.Callback):
                     logger.experiment.add_scalar(f"capability/{name}", value, row["stage"])
 
 
-def _load_tasks(suites: list[Any], folder: str | None, num_rows: int | None) -> dict[str, Any]:
+def _load_tasks(suites: list[Suite], folder: str | None, num_rows: int | None) -> dict[str, Any]:
     try:
         from sdft.capabilities.harness import load_tasks
     except ModuleNotFoundError as error:
@@ -113,6 +116,15 @@ def _load_tasks(suites: list[Any], folder: str | None, num_rows: int | None) -> 
             "`pip install -r requirements-evaluation.txt`, or leave the callback out"
         ) from error
     return load_tasks(suites, None if folder is None else Path(folder), num_rows)
+
+
+def _check_code(suites: list[Suite], run_code: bool) -> None:
+    for suite in suites:
+        if suite.runs_code and not run_code:
+            raise ValueError(
+                f"the suite {suite.name} runs code that the model wrote, in a sandbox; allow it "
+                "with run_code: true, or leave the suite out"
+            )
 
 
 def _check_positive(**options: int | None) -> None:

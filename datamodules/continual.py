@@ -36,6 +36,8 @@ class ContinualDataModule(L.LightningDataModule):
         system_prompt: System message for prompts without one; null keeps the chat template's own.
         max_prompt_tokens: Longest prompt, of student and teacher.
         overlong: What happens to a row that is longer: error, or drop (reported).
+        evaluated_as: Whose prompts are answered in evaluation: student, or teacher, with the
+            article in the prompt (oracle RAG) or the demonstration (how good the teacher is).
         data_seed: Seed of generated rows and of subsets, the same in all runs to be compared.
         seed: Seed of the training order; follows seed_everything.
     """
@@ -56,6 +58,7 @@ class ContinualDataModule(L.LightningDataModule):
         system_prompt: str | None = None,
         max_prompt_tokens: int = 1024,
         overlong: str = "error",
+        evaluated_as: str = "student",
         data_seed: int = 0,
         seed: int = 0,
     ) -> None:
@@ -76,6 +79,7 @@ class ContinualDataModule(L.LightningDataModule):
             system_prompt=system_prompt,
             max_prompt_tokens=max_prompt_tokens,
             overlong=overlong,
+            evaluated_as=evaluated_as,
         )
         self.tasks = tuple(map(self.reader.fitting, load_tasks(tasks, data_seed)))
         self._show_examples(num_demonstrations - 1, demonstration_choice, seed)

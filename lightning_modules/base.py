@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
@@ -28,6 +29,7 @@ from sdft.scoring import LossPositions
 from sdft.stages import StagePlan, mix_seed
 from sdft.types import EvaluationBatch, Rollout, TokenIds
 
+SCORED_AT_ONCE = 8  # answers; a judge is waited for
 DROPOUT = 1  # tells the seed of dropout from that of the rollouts
 
 
@@ -267,8 +269,9 @@ class ContinualModule(L.LightningModule):
         rollout = self.rollout_engine(self.student, request)
         answers = self.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
         accuracy = self._accuracies.setdefault(batch.task, MeanMetric().to(self.device))
-        for row, answer in zip(batch.rows, answers, strict=True):
-            accuracy.update(batch.scorer(answer, row))
+        with ThreadPoolExecutor(SCORED_AT_ONCE) as pool:
+            for score in pool.map(batch.scorer, answers, batch.rows):
+                accuracy.update(score)
 
     def _log_accuracies(self, prefix: str) -> None:
         for task, accuracy in self._accuracies.items():

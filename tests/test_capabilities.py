@@ -13,6 +13,7 @@ from sdft.capabilities.suites import SUITES, get_suite
 from sdft.head import VocabularyHead
 from sdft.randomness import seeded
 from sdft.rollout import sample
+from sdft.rows import read_rows
 from tests.conftest import SHARED_DATA, write_rows
 from tests.runs import write_config
 from tests.test_resume import final_state, fit, tensors
@@ -253,3 +254,27 @@ def test_every_stage_has_a_row_and_a_resumed_run_has_the_same_ones(measured, tmp
     resumed = fit(tmp_path, config, "again", f"--config={killed}", "--ckpt_path=last")
     assert resumed == 0, (tmp_path / "again.log").read_text()
     assert json.loads((tmp_path / "again" / "capabilities.json").read_text()) == record
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the shared data sets are not here")
+def test_a_written_function_must_pass_its_tests():
+    task = load_tasks([get_suite("humaneval")], SHARED_DATA, 3)["tasks"]["humaneval"]
+    rows = read_rows(SHARED_DATA / "suite_humaneval" / "test.jsonl", "x", needs_demonstration=False)
+    for doc, row in zip(task.test_docs(), rows, strict=False):
+        assert doc["entry_point"] in task.doc_to_text(doc)
+        solution = row.meta["code_prompt"] + row.answer["canonical_solution"]
+        _, define, body = solution.rpartition(f"def {doc['entry_point']}(")
+        answers = {
+            f"Here it is:\n```python\n{solution}\n```\nDone.": 1.0,
+            define + body: 1.0,  # the imports are the problem's
+            f"```python\n{row.meta['code_prompt']}\n    return None\n```": 0.0,
+            "I cannot.": 0.0,
+            "": 0.0,
+        }
+        for answer, expected in answers.items():
+            assert task.process_results(doc, [answer]) == {"pass@1": expected}
+
+
+def test_code_is_run_only_when_switched_on(tmp_path):
+    with pytest.raises(ValueError, match="run_code: true"):
+        CapabilityTracker(["humaneval"], str(tmp_path))

@@ -13,12 +13,13 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 from tqdm import tqdm
 
+from sdft.capabilities.human_eval import check_sandbox
 from sdft.capabilities.in_memory import InMemoryLM, Subject
 from sdft.capabilities.suites import Doc, Suite
 from sdft.randomness import seeded
@@ -61,14 +62,25 @@ def load_tasks(
         FileNotFoundError: A suite has no local rows.
         ValueError: A row is not as its suite needs it.
     """
+    if any(suite.runs_code for suite in suites):
+        check_sandbox()
     if folder is None:
-        loaded: dict[str, Any] = TaskManager().load([suite.hub_task for suite in suites])
+        loaded: dict[str, Any] = TaskManager().load([_hub_task(suite) for suite in suites])
         return loaded
     tasks = {
         suite.name: LocalTask(suite.name, suite.read(folder, num_rows), suite.config())
         for suite in suites
     }
     return {"tasks": tasks, "groups": {}}
+
+
+def _hub_task(suite: Suite) -> str | LocalTask:
+    """The harness's own task, but where it would run code without a sandbox."""
+    if not suite.runs_code:
+        return suite.hub_task
+    rows = load_dataset("openai/openai_humaneval", split="test")
+    docs = [{**row, "code_prompt": row["prompt"]} for row in rows]
+    return LocalTask(suite.hub_task, docs, suite.config())
 
 
 def measure(

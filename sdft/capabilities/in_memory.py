@@ -14,11 +14,12 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sdft.encoding import Encoder
 from sdft.engines import Engine
 from sdft.head import VocabularyHead
 from sdft.rollout import RolloutRequest, SamplingSettings
 from sdft.scoring import LossPositions, completion_hidden_states
-from sdft.types import TokenIds
+from sdft.types import Message, TokenIds
 
 Scored = tuple[tuple[str, str], TokenIds, TokenIds]  # texts, context, continuation
 
@@ -66,6 +67,7 @@ class InMemoryLM(TemplateLM):  # type: ignore[misc]
         super().__init__()
         self._subject = subject
         self._tokenizer: Any = subject.tokenizer
+        self._encoder = Encoder(subject.tokenizer)
         self._batch_size = batch_size
         self._max_generated_tokens = max_generated_tokens
         self._bar = bar
@@ -146,14 +148,8 @@ class InMemoryLM(TemplateLM):  # type: ignore[misc]
         )
 
     def _answers(self, questions: Sequence[str], settings: SamplingSettings) -> list[str]:
-        prompts = [
-            self._tokenizer.apply_chat_template(
-                [{"role": "user", "content": question}],
-                add_generation_prompt=True,
-                return_dict=True,
-            )["input_ids"]
-            for question in questions
-        ]
+        chats = ([Message(role="user", content=question)] for question in questions)
+        prompts = [self._encoder.encode_chat(chat) for chat in chats]
         decode, end_ids = self._tokenizer.decode, self._subject.end_ids
         request = RolloutRequest(prompts, settings, end_ids, decode=decode)
         rollout = self._subject.engine(self._subject.model, request)

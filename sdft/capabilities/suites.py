@@ -11,6 +11,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from sdft.capabilities import human_eval
 from sdft.rows import read_rows
 from sdft.types import Demonstration
 
@@ -165,6 +166,11 @@ def _answered() -> dict[str, Any]:
     }
 
 
+def _written() -> dict[str, Any]:
+    """A task whose answers are run."""
+    return {**human_eval.TASK, "process_results": human_eval.pass_at_1}
+
+
 def _mean(metric: str, aggregation: Any = "mean") -> dict[str, Any]:
     return {"metric": metric, "aggregation": aggregation, "higher_is_better": True}
 
@@ -179,6 +185,7 @@ SUITES: dict[str, Suite] = {
         Suite("mmlu", "mmlu", "acc", _letters, partial(_chosen, "acc")),
         Suite("ifeval", "ifeval", "prompt_level_strict_acc", _instructions, _answered),
         Suite("winogrande", "winogrande", "acc", _filled_blank, _blank_chosen),
+        Suite("humaneval", "humaneval", "pass@1", _function, _written, runs_code=True),
         Suite("arc_easy", "arc_easy", "acc", _choices, _NORMALISED),
         Suite("arc_challenge", "arc_challenge", "acc_norm", _choices, _NORMALISED),
     )
