@@ -1,5 +1,6 @@
 """Observers of a run: what it keeps, what it can do, what it costs, what it leaves behind."""
 
+from callbacks.answers import AnswerLog
 from callbacks.capabilities import CapabilityTracker
 from callbacks.checkpointing import AtomicCheckpointIO, StageCheckpoint
 from callbacks.cost import CostTracker
@@ -11,6 +12,7 @@ from callbacks.retention import RetentionTracker
 from callbacks.rollouts import RolloutText
 
 __all__ = [
+    "AnswerLog",
     "AtomicCheckpointIO",
     "CapabilityTracker",
     "CostTracker",

@@ -248,9 +248,9 @@ class ContinualModule(L.LightningModule):
 
     def validation_step(
         self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Answer greedily and score the answers."""
-        self._evaluate(batch)
+    ) -> dict[str, list[Any]]:
+        """Answer greedily and score the answers; callbacks are given both."""
+        return self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Publish ``accuracy/<task>`` for the callbacks; the retention tracker writes it."""
@@ -263,15 +263,17 @@ class ContinualModule(L.LightningModule):
         """Publish ``test_accuracy/<task>``."""
         self._log_accuracies("test_accuracy")
 
-    def _evaluate(self, batch: EvaluationBatch) -> None:
+    def _evaluate(self, batch: EvaluationBatch) -> dict[str, list[Any]]:
         decode = self.tokenizer.decode
         request = RolloutRequest(batch.prompts, self.greedy, self.end_ids, decode=decode)
         rollout = self.rollout_engine(self.student, request)
         answers = self.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
         accuracy = self._accuracies.setdefault(batch.task, MeanMetric().to(self.device))
         with ThreadPoolExecutor(SCORED_AT_ONCE) as pool:
-            for score in pool.map(batch.scorer, answers, batch.rows):
-                accuracy.update(score)
+            scores = list(pool.map(batch.scorer, answers, batch.rows))
+        for score in scores:
+            accuracy.update(score)
+        return {"answers": answers, "scores": scores}
 
     def _log_accuracies(self, prefix: str) -> None:
         for task, accuracy in self._accuracies.items():

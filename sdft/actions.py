@@ -18,6 +18,7 @@ from sdft.types import Demonstration
 
 _MARKER = re.compile(r"Action(?P<is_input> Input)?:\s*+")
 _NAME = re.compile(r"[\w.\-]++")
+_MARK = re.compile(r"^\[[^\]]*\]\s*(?=\w)")
 _IGNORED_CHARACTERS = str.maketrans("", "", " ,./-_*^")
 _MAX_CALLS = 64
 
@@ -68,7 +69,19 @@ class ActionsGold:
 
 
 def actions_gold(row: Demonstration) -> ActionsGold:
-    """The gold calls, a list of ``{"Action": name, "Action_Input": object or its JSON text}``."""
+    """The gold calls, a list of ``{"Action": name, "Action_Input": object or its JSON text}``.
+
+    A mark in front of a name, such as ``[Optional]``, is no part of it.
+    """
+    gold = merged_calls(row)
+    names: Counter[str] = Counter()
+    for name, count in gold.names.items():
+        names[_MARK.sub("", name)] += count
+    return ActionsGold(names, gold.inputs)
+
+
+def merged_calls(row: Demonstration) -> ActionsGold:
+    """The gold calls with their names as they are written."""
     if not isinstance(row.answer, list):
         raise ValueError(f'needs a list of {{"Action", "Action_Input"}}, not {row.answer!r:.80}')
     names: Counter[str] = Counter()

@@ -1,0 +1,84 @@
+"""What was answered in each evaluation, and what else it says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from torch import distributed
+
+from sdft.files import write_json_atomically, write_text_atomically
+from sdft.measures import further_measures
+from sdft.types import EvaluationBatch
+
+Answered = tuple[EvaluationBatch, list[str], list[float]]
+
+
+class AnswerLog(L.Callback):
+    """Writes every answer of an evaluation with its score, and further measures of all answers.
+
+    ``answers/stage-<k>.jsonl`` has the validation rows' answers after k stages,
+    ``answers/test.jsonl`` those of the test rows. The ``.json`` beside each has the measures that
+    the accuracy matrix has no room for: macro-F1 of labels, exact match, contains and token F1 of
+    short facts, ToolAlpaca's published rule, the intents and slots of SNIPS, a judge's other rule.
+    """
+
+    def __init__(self) -> None:
+        self._answered: list[Answered] = []
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Keep the batch's answers."""
+        self._answered.append((batch, outputs["answers"], outputs["scores"]))
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write those of the validation rows."""
+        self._write(trainer, f"stage-{trainer.datamodule.num_stages_done}")
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write those of the test rows."""
+        self._write(trainer, "test")
+
+    def _write(self, trainer: L.Trainer, name: str) -> None:
+        answered = _of_all_ranks(self._answered)
+        self._answered = []
+        if trainer.datamodule.num_stages_done is None or not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir) / "answers"
+        write_text_atomically(folder / f"{name}.jsonl", "".join(map(_lines, answered)))
+        write_json_atomically(folder / f"{name}.json", _measures(answered))
+
+
+def _lines(answered: Answered) -> str:
+    batch, answers, scores = answered
+    entries = zip(batch.rows, answers, scores, strict=True)
+    return "".join(
+        json.dumps(
+            {"task": batch.task, "id": row.id, "score": score, "answer": answer}, ensure_ascii=False
+        )
+        + "\n"
+        for row, answer, score in entries
+    )
+
+
+def _measures(answered: list[Answered]) -> dict[str, dict[str, float]]:
+    found = {}
+    for task in dict.fromkeys(batch.task for batch, _, _ in answered):
+        own = [each for each in answered if each[0].task == task]
+        rows = [row for batch, _, _ in own for row in batch.rows]
+        answers = [answer for _, texts, _ in own for answer in texts]
+        found[task] = further_measures(own[0][0].scorer, answers, rows)
+    return found
+
+
+def _of_all_ranks(answered: list[Answered]) -> list[Answered]:
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return answered
+    shares: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(shares, answered)
+    return [each for share in shares for each in share]
