@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from torch import distributed
 
 from sdft.files import write_json_atomically, write_text_atomically
 from sdft.measures import further_measures
-from sdft.types import EvaluationBatch
+from sdft.tasks import Task
+from sdft.types import Demonstration, EvaluationBatch
 
-Answered = tuple[EvaluationBatch, list[str], list[float]]
+Answered = tuple[str, tuple[Demonstration, ...], list[str], list[float]]
+"""A batch: its task and rows, their answers and scores."""
 
 
 class AnswerLog(L.Callback):
@@ -29,10 +32,15 @@ class AnswerLog(L.Callback):
         self._answered: list[Answered] = []
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: dict[str, Any],
+        batch: EvaluationBatch,
+        *_: Any,
     ) -> None:
         """Keep the batch's answers."""
-        self._answered.append((batch, outputs["answers"], outputs["scores"]))
+        self._answered.append((batch.task, batch.rows, outputs["answers"], outputs["scores"]))
 
     on_test_batch_end = on_validation_batch_end
 
@@ -51,28 +59,28 @@ class AnswerLog(L.Callback):
             return
         folder = Path(trainer.default_root_dir) / "answers"
         write_text_atomically(folder / f"{name}.jsonl", "".join(map(_lines, answered)))
-        write_json_atomically(folder / f"{name}.json", _measures(answered))
+        write_json_atomically(
+            folder / f"{name}.json", _measures(answered, trainer.datamodule.tasks)
+        )
 
 
 def _lines(answered: Answered) -> str:
-    batch, answers, scores = answered
-    entries = zip(batch.rows, answers, scores, strict=True)
-    return "".join(
-        json.dumps(
-            {"task": batch.task, "id": row.id, "score": score, "answer": answer}, ensure_ascii=False
-        )
-        + "\n"
-        for row, answer, score in entries
-    )
+    task, rows, answers, scores = answered
+    entries = [
+        {"task": task, "id": row.id, "score": score, "answer": answer}
+        for row, answer, score in zip(rows, answers, scores, strict=True)
+    ]
+    return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
 
 
-def _measures(answered: list[Answered]) -> dict[str, dict[str, float]]:
+def _measures(answered: Sequence[Answered], tasks: Sequence[Task]) -> dict[str, dict[str, float]]:
     found = {}
-    for task in dict.fromkeys(batch.task for batch, _, _ in answered):
-        own = [each for each in answered if each[0].task == task]
-        rows = [row for batch, _, _ in own for row in batch.rows]
-        answers = [answer for _, texts, _ in own for answer in texts]
-        found[task] = further_measures(own[0][0].scorer, answers, rows)
+    for task in tasks:
+        own = [each for each in answered if each[0] == task.name]
+        rows = [row for _, batch, _, _ in own for row in batch]
+        answers = [answer for _, _, texts, _ in own for answer in texts]
+        if rows:
+            found[task.name] = further_measures(task.scorer, answers, rows)
     return found
 
 

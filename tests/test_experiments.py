@@ -35,7 +35,9 @@ def read(path):
 
 def dry_run(tmp_path, *configs, command="fit"):
     """Run with two rows a split and two tokens a completion; the run's folder."""
-    (tasks,) = [read(path)["data"]["tasks"] for path in configs if "tasks" in read(path)["data"]]
+    (tasks,) = [
+        data["tasks"] for path in configs if "tasks" in (data := read(path).get("data", {}))
+    ]
     few = {"num_train": 2, "num_validation": 2, "num_test": 2}
     for task in tasks:
         task |= few
