@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from torch import distributed
 
 from sdft.files import write_json_atomically, write_text_atomically
 from sdft.measures import further_measures
+from sdft.sharding import from_all_ranks
 from sdft.tasks import Task
 from sdft.types import Demonstration, EvaluationBatch
 
@@ -53,7 +53,7 @@ class AnswerLog(L.Callback):
         self._write(trainer, "test")
 
     def _write(self, trainer: L.Trainer, name: str) -> None:
-        answered = _of_all_ranks(self._answered)
+        answered = [each for share in from_all_ranks(self._answered) for each in share]
         self._answered = []
         if trainer.datamodule.num_stages_done is None or not trainer.is_global_zero:
             return
@@ -82,11 +82,3 @@ def _measures(answered: Sequence[Answered], tasks: Sequence[Task]) -> dict[str, 
         if rows:
             found[task.name] = further_measures(task.scorer, answers, rows)
     return found
-
-
-def _of_all_ranks(answered: list[Answered]) -> list[Answered]:
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return answered
-    shares: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(shares, answered)
-    return [each for share in shares for each in share]

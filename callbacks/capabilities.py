@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from sdft.capabilities.record import CapabilityRow, capability_record, capability_row
 from sdft.capabilities.suites import Suite, get_suite
 from sdft.files import write_json_atomically
+from sdft.sharding import whole_weights
 
 PRIOR = ("hellaswag", "truthfulqa_mc1", "mmlu", "ifeval", "winogrande")
 
@@ -95,7 +96,7 @@ class CapabilityTracker(L.Callback):
             module.rollout_engine,
             module.end_ids,
         )
-        with trainer.precision_plugin.val_step_context():
+        with trainer.precision_plugin.val_step_context(), whole_weights(module.student):
             return measure(self._tasks, self.suites, subject, num_rows=self.num_rows, **self.limits)
 
     def _publish(self, trainer: L.Trainer, row: CapabilityRow) -> None:

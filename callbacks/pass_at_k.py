@@ -12,6 +12,7 @@ from tqdm import tqdm
 from sdft.files import write_json_atomically
 from sdft.metrics import mean_pass_at_k, powers_of_two
 from sdft.rollout import RolloutRequest, SamplingSettings
+from sdft.sharding import from_all_ranks, whole_weights
 from sdft.stages import mix_seed
 from sdft.types import Demonstration, EvaluationBatch, TokenIds
 
@@ -30,7 +31,7 @@ class PassAtK(L.Callback):
         num_samples: Answers drawn for each row, n; k goes up to it in powers of two.
         temperature: Of the samples.
         top_p: Of the samples.
-        num_rows: Rows of each task, the first ones; null for all.
+        num_rows: Rows of each task, the first ones (of each process's share); null for all.
         batch_size: Answers drawn at a time.
 
     Raises:
@@ -63,16 +64,20 @@ class PassAtK(L.Callback):
             for batch, row, prompt in list(_rows(loader))[: self.num_rows]
         ]
         num_correct: dict[str, dict[str, int]] = {}
-        with trainer.precision_plugin.test_step_context():
+        with trainer.precision_plugin.test_step_context(), whole_weights(pl_module.student):
             for batch, row, prompt in tqdm(rows, "Sampling for pass@k", unit=" rows"):
                 right = sum(
                     batch.scorer(answer, row) == 1.0
                     for answer in self._answers(pl_module, prompt, row)
                 )
                 num_correct.setdefault(batch.task, {})[row.id] = right
+        merged: dict[str, dict[str, int]] = {}
+        for share in from_all_ranks(num_correct):
+            for task, counts in share.items():
+                merged.setdefault(task, {}).update(counts)
         if trainer.is_global_zero:
             target = Path(trainer.default_root_dir) / "pass_at_k.json"
-            write_json_atomically(target, self.record(num_correct))
+            write_json_atomically(target, self.record(merged))
 
     def record(self, num_correct: dict[str, dict[str, int]]) -> dict[str, Any]:
         """The content of ``pass_at_k.json``.

@@ -48,7 +48,7 @@ class RowTokenizer:
             raise ValueError(
                 f"data.evaluated_as is {evaluated_as!r}; it must be student or teacher"
             )
-        self._encoder = Encoder(tokenizer)
+        self._tokenizer, self._encoder = tokenizer, Encoder(tokenizer)
         self._end_id = int(tokenizer.eos_token_id)
         self._views = views
         self._system_prompt = system_prompt
@@ -71,7 +71,12 @@ class RowTokenizer:
         return self._encoder.encode_chat(student_messages(row, self._system_prompt))
 
     def teacher_prompt(self, row: Demonstration) -> TokenIds:
-        """The prompt with the privileged information in context, up to the assistant's turn."""
+        """The prompt with the privileged information in context, up to the assistant's turn.
+
+        A row of a prompt alone is read as the student reads it.
+        """
+        if not row.demonstration:
+            return self.student_prompt(row)
         return self._encoder.encode_chat(self._views[row.task].messages(row, self._system_prompt))
 
     def demonstration(self, row: Demonstration) -> TokenIds:
@@ -82,14 +87,14 @@ class RowTokenizer:
         as_teacher = self._evaluated_as == "teacher"
         return self.teacher_prompt(row) if as_teacher else self.student_prompt(row)
 
-    def train_batch(self, rows: Sequence[Demonstration], indices: list[int]) -> DemonstrationBatch:
-        """Collate the rows at ``indices``."""
-        chosen = tuple(rows[index] for index in indices)
+    def train_batch(self, rows: Sequence[Demonstration], num_lent: int = 0) -> DemonstrationBatch:
+        """Collate training rows, the last ``num_lent`` of which bear no loss."""
         return DemonstrationBatch(
-            rows=chosen,
-            student_prompts=[self.student_prompt(row) for row in chosen],
-            teacher_prompts=[self.teacher_prompt(row) for row in chosen],
-            demonstrations=[self.demonstration(row) for row in chosen],
+            rows=tuple(rows),
+            student_prompts=[self.student_prompt(row) for row in rows],
+            teacher_prompts=[self.teacher_prompt(row) for row in rows],
+            demonstrations=[self.demonstration(row) for row in rows],
+            num_lent=num_lent,
         )
 
     def evaluation_batch(self, task: Task, rows: Sequence[Demonstration]) -> EvaluationBatch:

@@ -51,7 +51,7 @@ def label_gold(row: Demonstration) -> str:
     """The normalised label; something must be left of it."""
     label = normalise_label(text_gold(row))
     if not label:
-        raise ValueError(f"needs a label that is more than punctuation, not {row.answer!r}")
+        raise ValueError(f"needs a label that is more than punctuation, not {row.answer!r:.80}")
     return label
 
 

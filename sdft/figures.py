@@ -65,7 +65,7 @@ def forgetting_curves(tasks: Sequence[str], matrix: Tensor, title: str = "") -> 
         title: A line above the panel, such as the method and the model.
     """
     figure = Figure(figsize=(_curves_width(len(tasks)), 4.6), dpi=120, layout="constrained")
-    _draw_curves(figure.subplots(), tasks, matrix)
+    draw_curves(figure.subplots(), tasks, matrix)
     _add_title(figure, title)
     return figure
 
@@ -85,7 +85,7 @@ def retention_figure(tasks: Sequence[str], matrix: Tensor, title: str = "") -> F
     size = (sum(widths), _height(len(tasks)))
     figure = Figure(figsize=size, dpi=120, layout=ConstrainedLayoutEngine(wspace=0.06))
     curves, heatmap = figure.subplots(1, 2, width_ratios=widths)
-    _draw_curves(curves, tasks, matrix)
+    draw_curves(curves, tasks, matrix)
     _draw_heatmap(heatmap, tasks, matrix)
     _add_title(figure, title)
     return figure
@@ -118,8 +118,14 @@ def _add_title(figure: Figure, title: str) -> None:
         )
 
 
-def _draw_curves(axes: Axes, tasks: Sequence[str], matrix: Tensor) -> None:
-    """Dashed up to the stage that trains the task, a large marker there, solid after it."""
+def draw_curves(axes: Axes, tasks: Sequence[str], matrix: Tensor) -> None:
+    """A line per task: dashed up to its own stage, a large marker there, solid after it.
+
+    Args:
+        axes: The panel to draw in.
+        tasks: The K tasks in the order they are trained.
+        matrix: (K + 1, K) accuracies in [0, 1], NaN where nothing was measured.
+    """
     num_stages = len(tasks)
     for index, accuracies in enumerate(matrix.T.tolist()):
         colour = COLOURS[index % len(COLOURS)]
@@ -154,19 +160,36 @@ def _draw_curves(axes: Axes, tasks: Sequence[str], matrix: Tensor) -> None:
 
 
 def _label_line_ends(axes: Axes, tasks: Sequence[str], matrix: Tensor) -> None:
-    """Write each task's name beside its last measured point, moved apart where they collide."""
-    ends = {}
+    """Write each task's name beside its last measured point."""
+    points = []
     for index, column in enumerate(matrix.T.tolist()):
         measured = [stage for stage, accuracy in enumerate(column) if not math.isnan(accuracy)]
         if measured:
-            ends[index] = (measured[-1], column[measured[-1]])
-    heights = _moved_apart([accuracy for _, accuracy in ends.values()])
-    for (index, (stage, accuracy)), height in zip(ends.items(), heights, strict=True):
-        colour = COLOURS[index % len(COLOURS)]
+            end = (measured[-1], column[measured[-1]])
+            points.append((tasks[index], end, COLOURS[index % len(COLOURS)]))
+    label_points(axes, points, offset=0.1 + 0.04 * len(tasks))
+
+
+def label_points(
+    axes: Axes,
+    points: Sequence[tuple[str, tuple[float, float], str]],
+    offset: float = 0.0,
+    at: float | None = None,
+) -> None:
+    """Write names beside points with y in [0, 1], moved apart where they collide.
+
+    Args:
+        axes: The panel to write in.
+        points: Name, position and colour of each.
+        offset: How far to the right of its point a name stands.
+        at: Where all names stand instead, one below the other.
+    """
+    heights = _moved_apart([y for _, (_, y), _ in points])
+    for (name, (x, y), colour), height in zip(points, heights, strict=True):
         axes.annotate(
-            shortened(tasks[index], LABEL_CHARACTERS),
-            xy=(stage, accuracy),
-            xytext=(stage + 0.1 + 0.04 * len(tasks), height),
+            shortened(name, LABEL_CHARACTERS),
+            xy=(x, y),
+            xytext=(x + offset if at is None else at, height),
             color=colour,
             fontsize=9.5,
             fontweight="bold",

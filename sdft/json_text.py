@@ -59,10 +59,14 @@ def first_object(text: str) -> dict[str, Any] | None:
 
 def _parse(span: str) -> dict[str, Any] | None:
     try:
-        value = json.loads(span)
+        value = json.loads(span, parse_constant=_refuse_constant)
     except ValueError:  # malformed, or an integer of more digits than Python converts
         return None
     return value if isinstance(value, dict) else None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def whole_object(text: str) -> dict[str, Any] | None:

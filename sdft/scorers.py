@@ -48,7 +48,7 @@ class Scorer:
         try:
             return self.read_gold(row)
         except ValueError as error:
-            raise ValueError(f"row {row.id!r}: the scorer {self.name!r} {error}") from error
+            raise ValueError(f"row {row.id!r:.80}: the scorer {self.name!r} {error}") from error
 
 
 FACT_RULES = {
@@ -116,7 +116,7 @@ def get_scorer(name: str, judge: Judge | None = None) -> Scorer:
     """
     if name not in SCORERS and name not in SCORE_OF_VERDICT:
         known = ", ".join([*SCORERS, *SCORE_OF_VERDICT])
-        raise ValueError(f"unknown scorer {name!r}; use one of {known}")
+        raise ValueError(f"unknown scorer {name!r:.80}; use one of {known}")
     if (judge is None) == (name in SCORE_OF_VERDICT):
         lacks = "needs a judge with url and model" if judge is None else "takes no judge"
         raise ValueError(f"the scorer {name!r} {lacks}; {', '.join(SCORE_OF_VERDICT)} take one")

@@ -7,6 +7,8 @@ bad row stops a run before it starts.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -47,6 +49,10 @@ class Task:
     test: tuple[Demonstration, ...]
     source: str
 
+    def digests(self) -> dict[str, str]:
+        """A short digest of each split's rows in order: another version of the data differs."""
+        return {split: _digest(getattr(self, split)) for split in SPLITS}
+
 
 Splits = dict[str, tuple[Demonstration, ...]]
 
@@ -80,10 +86,13 @@ def load_task(spec: TaskSpec, seed: int = 0) -> Task:
         RuntimeError: The hub data set could not be loaded.
     """
     splits, source = _load_splits(spec, seed)
+    if spec.prompts_only:
+        splits["train"] = tuple(replace(row, demonstration="") for row in splits["train"])
     check_unique_ids(splits, spec.name)
     scorer_name = spec.scorer or _default_scorer(spec, splits)
     scorer = get_scorer(scorer_name, spec.judge)
-    _check_rows(splits, spec.name, scorer)
+    scored: Splits = {split: splits[split] for split in SPLITS if not _is_prompts(spec, split)}
+    _check_rows(scored, spec.name, scorer)
     return Task(
         name=spec.name,
         scorer_name=scorer_name,
@@ -150,7 +159,8 @@ def _folder_splits(spec: TaskSpec, folder: Path, seed: int) -> Splits:
             rows = read_rows(
                 path,
                 spec.name,
-                needs_demonstration=split == "train",
+                needs_demonstration=split == "train" and not spec.prompts_only,
+                needs_answer=not _is_prompts(spec, split),
                 context_field=spec.context_field,
             )
         elif split != "test":
@@ -178,10 +188,14 @@ def _hub_splits(spec: TaskSpec, hub_id: str, seed: int) -> Splits:
                 spec.name,
                 split,
                 spec.columns,
-                needs_demonstration=split == "train",
+                needs_demonstration=split == "train" and not spec.prompts_only,
             )
         )
     return splits
+
+
+def _is_prompts(spec: TaskSpec, split: Split) -> bool:
+    return split == "train" and spec.prompts_only
 
 
 def _chosen(num_present: int, spec: TaskSpec, split: Split, seed: int) -> list[int]:
@@ -197,6 +211,12 @@ def _chosen(num_present: int, spec: TaskSpec, split: Split, seed: int) -> list[i
     order = list(range(num_present))
     random.Random(f"{seed}/{split}").shuffle(order)
     return sorted(order[:number])
+
+
+def _digest(rows: Sequence[Demonstration]) -> str:
+    values = [(row.id, row.prompt, row.demonstration, row.answer, row.context) for row in rows]
+    text = json.dumps(values, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _default_scorer(spec: TaskSpec, splits: Splits) -> str:

@@ -176,3 +176,17 @@ def test_evaluation_may_read_what_the_teacher_reads(specs, tiny):
             assert decode(prompt).count(row.prompt[-1]["content"]) == count
     with pytest.raises(ValueError, match="evaluated_as is 'both'; use student or teacher"):
         build(specs, tiny, evaluated_as="both")
+
+
+def test_replayed_rows_are_read_as_their_own_tasks(specs, tiny):
+    data = build(specs, tiny, replay_fraction=0.5)
+    data.stage = 1
+    first, last = data.train_dataloader()
+    assert [row.task for row in first.rows] == ["two"] * 4 + ["one"] * 2
+    assert [row.task for row in last.rows] == ["two"]
+    assert first.student_prompts[4] == data.reader.student_prompt(first.rows[4])
+
+
+def test_a_negative_replay_fraction_is_refused(specs, tiny):
+    with pytest.raises(ValueError, match=r"data.replay_fraction is -0.1; it must be 0 or more"):
+        build(specs, tiny, replay_fraction=-0.1)

@@ -1,0 +1,33 @@
+"""Command line: ``python report.py runs/sdft-1 runs/sdft-2 runs/sft-1 --output report``.
+
+A thin shim over :mod:`sdft.report`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from sdft.report import compare, read_run, write_report
+
+
+def main(args: list[str] | None = None) -> None:
+    """Read the runs, write the report, say where it is."""
+    parser = argparse.ArgumentParser(
+        description="A page, Markdown and figures that compare runs by method over seeds."
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a run")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="directory for report.html and the rest"
+    )
+    options = parser.parse_args(args)
+    try:
+        page, *others = write_report(compare(map(read_run, options.runs)), options.output)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    sys.stdout.write(f"{page}\n" + "".join(f"  {path.name}\n" for path in others))
+
+
+if __name__ == "__main__":
+    main()

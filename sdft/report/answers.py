@@ -1,0 +1,41 @@
+"""The same prompts answered at every stage, method by method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sdft.report.groups import Comparison
+from sdft.report.parts import StageAnswer
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt, and who answered it how.
+
+    Args:
+        first: Any answer to it: for the prompt itself and its demonstration.
+        lines: Method and run -> the answer at each stage, None where there is none.
+    """
+
+    first: StageAnswer
+    lines: dict[str, list[StageAnswer | None]] = field(default_factory=dict)
+
+
+def prompts_of(comparison: Comparison) -> list[Prompt]:
+    """The prompts in the order of their tasks; of each method, the first run with answers."""
+    prompts: dict[tuple[str, str], Prompt] = {}
+    num_rows = len(comparison.tasks) + 1
+    for group in comparison.groups:
+        run = next((run for run in group.runs if run.answers), None)
+        for answer in _known(run.answers or (), comparison) if run else ():
+            prompt = prompts.setdefault((answer.task, answer.id), Prompt(answer))
+            line = prompt.lines.setdefault(group.label, [None] * num_rows)
+            line[answer.stage] = answer
+    return sorted(prompts.values(), key=lambda each: comparison.tasks.index(each.first.task))
+
+
+def _known(answers: Sequence[StageAnswer], comparison: Comparison) -> list[StageAnswer]:
+    """Answers at a stage and for a task of the sequence."""
+    stages = range(len(comparison.tasks) + 1)
+    return [each for each in answers if each.task in comparison.tasks and each.stage in stages]

@@ -1,0 +1,97 @@
+"""Runs by what they have in common: comparable ones, then one method over its seeds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from sdft.report.intervals import Estimate
+from sdft.report.runs import Run
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one method with the same settings: they differ in the seed alone.
+
+    Args:
+        label: The method's name, numbered where several settings share it.
+        runs: At least one.
+        settings: The options in which it differs from other groups of its method.
+    """
+
+    label: str
+    runs: tuple[Run, ...]
+    settings: dict[str, str]
+
+    def mean(self, read: Callable[[Run], float | None]) -> Estimate | None:
+        """Mean over the runs that have a number; None where none has it."""
+        return Estimate.of(map(read, self.runs))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Groups that trained the same model on the same sequence of tasks."""
+
+    model: str
+    tasks: tuple[str, ...]
+    groups: tuple[Group, ...]
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """All runs, group by group."""
+        return tuple(run for group in self.groups for run in group.runs)
+
+
+def compare(runs: Iterable[Run]) -> list[Comparison]:
+    """Sort runs into comparisons and groups, in the order they are given.
+
+    Raises:
+        ValueError: Two runs are the same experiment with the same seed.
+    """
+    comparable: dict[tuple[str, tuple[str, ...]], list[Run]] = {}
+    for run in runs:
+        comparable.setdefault((run.model, run.tasks), []).append(run)
+    return [
+        Comparison(model, tasks, tuple(_groups(members)))
+        for (model, tasks), members in comparable.items()
+    ]
+
+
+def _groups(runs: Sequence[Run]) -> list[Group]:
+    by_settings: dict[tuple[str, frozenset[tuple[str, str]]], list[Run]] = {}
+    for run in runs:
+        by_settings.setdefault((run.method, frozenset(run.settings.items())), []).append(run)
+    shared = Counter(method for method, _ in by_settings)
+    number: Counter[str] = Counter()
+    groups = []
+    for (method, _), members in by_settings.items():
+        _refuse_twice(members)
+        number[method] += 1
+        alone = shared[method] == 1
+        others = [each[0] for each in by_settings.values() if each[0].method == method]
+        label = method if alone else f"{method} #{number[method]}"
+        groups.append(Group(label, tuple(members), _differences(members[0], others)))
+    return groups
+
+
+def _differences(run: Run, others: Sequence[Run]) -> dict[str, str]:
+    """The run's options that are not the same in all of the others."""
+    names = dict.fromkeys(name for other in others for name in other.settings)
+    return {
+        name: run.settings.get(name, "not in its config.yaml")
+        for name in names
+        if len({other.settings.get(name) for other in others}) > 1
+    }
+
+
+def _refuse_twice(runs: Sequence[Run]) -> None:
+    """One experiment counted twice would make an interval too small."""
+    seen: dict[int | None, Run] = {}
+    for run in runs:
+        twin = seen.setdefault(run.seed, run)
+        if twin is not run:
+            raise ValueError(
+                f"{twin.name} and {run.name} are the same experiment with the same seed, "
+                f"{run.seed}; give one of them"
+            )

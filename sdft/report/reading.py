@@ -1,0 +1,86 @@
+"""Values out of files that may be broken or hostile; every error names the file and the place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+
+CONTROL = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "�")
+"""Control characters other than tab and line feed: SVG and HTML cannot hold them."""
+
+
+class PlainLoader(yaml.SafeLoader):
+    """Plain YAML without aliases, which can make a small file expand without end."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Refuse an alias, compose all else."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it holds an alias, and the configuration of a run has none")
+        return super().compose_node(parent, index)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        ValueError: There is no such file, or it is not one JSON object.
+    """
+    return _read(path, json.loads)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; errors as above."""
+    return _read(path, lambda content: yaml.load(content, PlainLoader))
+
+
+def of_kind(value: object, kind: type[T], where: str) -> T:
+    """The value, if it is of that kind.
+
+    Raises:
+        ValueError: It is another; ``where`` is named.
+    """
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{where} is {value!r:.60}, not a {kind.__name__}")
+    return value
+
+
+def text(value: object, where: str) -> str:
+    """Text that any of the report's files can hold: control characters become a mark."""
+    clean = of_kind(value, str, where).translate(CONTROL)
+    return clean.encode("utf-8", "replace").decode()
+
+
+def share(value: object, where: str) -> float | None:
+    """A number from 0 to 1, or None for what was not measured."""
+    number = amount(value, where)
+    if number is not None and number > 1:
+        raise ValueError(f"{where} is {number}; it must lie between 0 and 1, or be null")
+    return number
+
+
+def amount(value: object, where: str) -> float | None:
+    """A number of 0 or more, or None for what was not measured."""
+    if value is None:
+        return None
+    # By way of text, a huge integer becomes infinite instead of an OverflowError.
+    number = float(str(value)) if type(value) is int else of_kind(value, float, where)
+    if not 0 <= number < float("inf"):
+        raise ValueError(f"{where} is {number}; it must be a finite number from 0, or null")
+    return number
+
+
+def _read(path: Path, parse: Callable[[str], object]) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file; give the directory of a run")
+    try:
+        value = parse(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: cannot be read: {reason}; leave the run out") from error
+    return of_kind(value, dict, f"{path}: the content")
