@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 
-from sdft.files import write_json_atomically, write_text_atomically
+from sdft.files import write_bytes_atomically, write_json_atomically
 from sdft.measures import further_measures
 from sdft.sharding import from_all_ranks
 from sdft.tasks import Task
@@ -58,7 +58,8 @@ class AnswerLog(L.Callback):
         if trainer.datamodule.num_stages_done is None or not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir) / "answers"
-        write_text_atomically(folder / f"{name}.jsonl", "".join(map(_lines, answered)))
+        lines = "".join(map(_lines, answered)).encode("utf-8", "backslashreplace")
+        write_bytes_atomically(folder / f"{name}.jsonl", lines)
         write_json_atomically(
             folder / f"{name}.json", _measures(answered, trainer.datamodule.tasks)
         )
