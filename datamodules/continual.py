@@ -58,6 +58,8 @@ class ContinualDataModule(L.LightningDataModule):
             context, gives a lower mean probability per token (geometric, 0 to 1); 0 keeps all. What
             was dropped is in the run's dropped.json.
         overlong: What happens to a row that is longer: error, or drop (reported).
+        evaluated_as: Whose prompts are answered in evaluation: student, or teacher, with the
+            article in the prompt (oracle RAG) or the demonstration (how good the teacher is).
         data_seed: Seed of generated rows and of subsets, the same in all runs to be compared.
         seed: Seed of the training order; follows seed_everything.
     """
@@ -81,6 +83,7 @@ class ContinualDataModule(L.LightningDataModule):
         max_prompt_tokens: int = 1024,
         min_agreement: float = 0.0,
         overlong: str = "error",
+        evaluated_as: str = "student",
         data_seed: int = 0,
         seed: int = 0,
     ) -> None:
@@ -107,6 +110,7 @@ class ContinualDataModule(L.LightningDataModule):
             system_prompt=system_prompt,
             max_prompt_tokens=max_prompt_tokens,
             overlong=overlong,
+            evaluated_as=evaluated_as,
         )
         self.tasks = tuple(map(self.reader.fitting, load_tasks(tasks, data_seed)))
         self._show_examples(num_demonstrations - 1, demonstration_choice, seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
@@ -32,6 +33,7 @@ from sdft.sharding import shard, whole_weights
 from sdft.stages import StagePlan, mix_seed
 from sdft.types import DemonstrationBatch, EvaluationBatch, Rollout, TokenIds
 
+SCORED_AT_ONCE = 8  # answers; a judge is waited for
 DROPOUT = 1  # tells the seed of dropout from that of the rollouts
 
 
@@ -297,9 +299,9 @@ class ContinualModule(L.LightningModule):
 
     def validation_step(
         self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Answer greedily and score the answers."""
-        self._evaluate(batch)
+    ) -> dict[str, list[Any]]:
+        """Answer greedily and score the answers; callbacks are given both."""
+        return self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Publish ``accuracy/<task>`` for the callbacks; the retention tracker writes it."""
@@ -314,14 +316,15 @@ class ContinualModule(L.LightningModule):
         self._evaluation.close()
         self._log_accuracies("test_accuracy")
 
-    def _evaluate(self, batch: EvaluationBatch) -> None:
+    def _evaluate(self, batch: EvaluationBatch) -> dict[str, list[Any]]:
         decode = self.tokenizer.decode
         request = RolloutRequest(batch.prompts, self.greedy, self.end_ids, decode=decode)
         rollout = self.rollout_engine(self.student, request)
         answers = self.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
-        self._scores.setdefault(batch.task, []).extend(
-            batch.scorer(answer, row) for row, answer in zip(batch.rows, answers, strict=True)
-        )
+        with ThreadPoolExecutor(SCORED_AT_ONCE) as pool:
+            scores = list(pool.map(batch.scorer, answers, batch.rows))
+        self._scores.setdefault(batch.task, []).extend(scores)
+        return {"answers": answers, "scores": scores}
 
     def _log_accuracies(self, prefix: str) -> None:
         """Mean score of each task over the rows of all ranks, of which some may have none."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from sdft.generated import SPLITS, Split, generate
 from sdft.hub import kept_indices, load_hub_split, rows_from_dataset
 from sdft.rows import check_unique_ids, read_rows
-from sdft.scorers import SCORER_OF_SCORING, SCORERS, Scorer, check_row, get_scorer
+from sdft.scorers import SCORER_OF_SCORING, SCORERS, Scorer, get_scorer
 from sdft.task_spec import TaskSpec
 from sdft.types import Demonstration
 
@@ -90,12 +90,13 @@ def load_task(spec: TaskSpec, seed: int = 0) -> Task:
         splits["train"] = tuple(replace(row, demonstration="") for row in splits["train"])
     check_unique_ids(splits, spec.name)
     scorer_name = spec.scorer or _default_scorer(spec, splits)
+    scorer = get_scorer(scorer_name, spec.judge)
     scored: Splits = {split: splits[split] for split in SPLITS if not _is_prompts(spec, split)}
-    _check_rows(scored, spec.name, scorer_name)
+    _check_rows(scored, spec.name, scorer)
     return Task(
         name=spec.name,
         scorer_name=scorer_name,
-        scorer=get_scorer(scorer_name),
+        scorer=scorer,
         train=splits["train"],
         validation=splits["validation"],
         test=splits["test"],
@@ -103,11 +104,11 @@ def load_task(spec: TaskSpec, seed: int = 0) -> Task:
     )
 
 
-def _check_rows(splits: Splits, task: str, scorer_name: str) -> None:
+def _check_rows(splits: Splits, task: str, scorer: Scorer) -> None:
     for split, rows in splits.items():
         for row in rows:
             try:
-                check_row(scorer_name, row)
+                scorer.gold(row)
             except ValueError as error:
                 raise ValueError(f"task {task!r}, {split}: {error}") from error
 
