@@ -15,7 +15,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from callbacks import RetentionTracker, RolloutText, StageCheckpoint, StageExport
+from callbacks import RetentionTracker, RolloutText, StageCheckpoint, StageExport, StageRollouts
 from datamodules import ContinualDataModule, fit_sequence
 from datamodules.sequencing import read_counters
 from lightning_modules import ContinualModule
@@ -56,6 +56,7 @@ class ContinualCLI(LightningCLI):
         parser.add_lightning_class_args(StageCheckpoint, "checkpoint")
         parser.add_lightning_class_args(StageExport, "export")
         parser.add_lightning_class_args(RolloutText, "rollouts")
+        parser.add_lightning_class_args(StageRollouts, "stage_rollouts")
         parser.link_arguments("model.tokenizer", "data.tokenizer", apply_on="instantiate")
         for target in ("model.init_args.seed", "data.seed"):
             parser.link_arguments("seed_everything", target, compute_fn=int)

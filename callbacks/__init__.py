@@ -6,6 +6,7 @@ from callbacks.export import StageExport
 from callbacks.progress import StageProgressBar
 from callbacks.retention import RetentionTracker
 from callbacks.rollouts import RolloutText
+from callbacks.stage_rollouts import StageRollouts
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -15,4 +16,5 @@ __all__ = [
     "StageCheckpoint",
     "StageExport",
     "StageProgressBar",
+    "StageRollouts",
 ]

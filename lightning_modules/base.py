@@ -245,9 +245,9 @@ class ContinualModule(L.LightningModule):
 
     def validation_step(
         self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Answer greedily and score the answers."""
-        self._evaluate(batch)
+    ) -> list[tuple[str, float]]:
+        """Answer greedily; each row's answer and its score, for callbacks."""
+        return self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Publish ``accuracy/<task>`` for the callbacks; the retention tracker writes it."""
@@ -260,7 +260,7 @@ class ContinualModule(L.LightningModule):
         """Publish ``test_accuracy/<task>``."""
         self._log_accuracies("test_accuracy")
 
-    def _evaluate(self, batch: EvaluationBatch) -> None:
+    def _evaluate(self, batch: EvaluationBatch) -> list[tuple[str, float]]:
         rollout = self.rollout_engine(
             self.student,
             RolloutRequest(
@@ -272,8 +272,12 @@ class ContinualModule(L.LightningModule):
         )
         answers = self.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
         accuracy = self._accuracies.setdefault(batch.task, MeanMetric().to(self.device))
-        for row, answer in zip(batch.rows, answers, strict=True):
-            accuracy.update(batch.scorer(answer, row))
+        scores = [
+            batch.scorer(answer, row) for row, answer in zip(batch.rows, answers, strict=True)
+        ]
+        for score in scores:
+            accuracy.update(score)
+        return list(zip(answers, scores, strict=True))
 
     def _log_accuracies(self, prefix: str) -> None:
         for task, accuracy in self._accuracies.items():
