@@ -14,6 +14,7 @@ from callbacks.progress import StageProgressBar
 from callbacks.retention import RetentionTracker
 from callbacks.rollouts import RolloutText
 from callbacks.skipped import SkippedSteps
+from callbacks.stage_rollouts import StageRollouts
 
 __all__ = [
     "AnswerLog",
@@ -31,5 +32,6 @@ __all__ = [
     "StageCheckpoint",
     "StageExport",
     "StageProgressBar",
+    "StageRollouts",
     "StopOnSignal",
 ]

@@ -35,41 +35,6 @@ def test_chaos_ends_as_a_run_that_was_never_killed():
     assert outcome == {"kills": 3, "identical": True, "differences": []}
 
 
-def write_run(folder, method, matrix, test):
-    tasks = ["one", "two"]
-    rows = [
-        {
-            "stage": k,
-            "after": None if k == 0 else tasks[k - 1],
-            "accuracy": dict(zip(tasks, row, strict=True)),
-        }
-        for k, row in enumerate(matrix)
-    ]
-    forgetting = {"one": matrix[1][0] - matrix[2][0], "two": None}
-    record = {
-        "method": method, "tasks": tasks, "rows": rows, "forgetting": forgetting,
-        "average_accuracy": sum(matrix[2]) / 2,
-        "test": {"accuracy": dict(zip(tasks, test, strict=True))},
-    }  # fmt: skip
-    folder.mkdir()
-    (folder / "retention.json").write_text(json.dumps(record))
-    return str(folder)
-
-
-def test_compared_runs_are_averaged_by_method(tmp_path):
-    runs = [
-        write_run(tmp_path / "a", "SDFT", [[0.0, 0.1], [0.8, 0.1], [0.6, 0.9]], [0.5, 0.7]),
-        write_run(tmp_path / "b", "SDFT", [[0.0, 0.1], [0.6, 0.1], [0.6, 0.7]], [0.5, 0.7]),
-        write_run(tmp_path / "c", "SFT", [[0.0, 0.1], [0.9, 0.1], [0.1, 0.9]], [0.1, 0.9]),
-    ]
-    figures = last_line("benchmarks/compare_runs.py", *runs)
-    assert figures["SDFT"]["average forgetting"] == pytest.approx([0.2, 0.0])
-    assert figures["SDFT"]["smallest gain by own stage"] == pytest.approx([0.8, 0.6])
-    assert figures["SDFT"]["mean gain by own stage"] == pytest.approx([0.8, 0.6])
-    assert figures["SFT"]["average forgetting"] == pytest.approx([0.8])
-    assert figures["SFT"]["average test accuracy"] == pytest.approx([0.5])
-
-
 @pytest.mark.slow
 def test_step_measures_every_case_without_a_peer():
     figures = last_line("benchmarks/step.py", "--quick", "--threads", "1")

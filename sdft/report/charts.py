@@ -1,63 +1,29 @@
-"""The figures of a comparison, panel by panel.
+"""The three figures of a comparison.
 
-A panel is drawn alone for the page, where panels flow into as many columns as the screen has room
-for, and together with the others for the figure's files. Points and lines are named beside them;
-colours are those of :mod:`sdft.figures`.
+Points and lines are named beside them; colours are those of :mod:`sdft.figures`.
 """
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import matplotlib
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from sdft.figures import COLOURS, FAINT, INK, draw_curves, label_points
 from sdft.report.groups import Comparison, Group
 from sdft.report.intervals import Estimate, pareto_front
-from sdft.report.readings import capability, cell, common_suites, new_task_accuracy
+from sdft.report.panels import PANEL_HEIGHT, Chart, Panel
+from sdft.report.readings import RETENTION, capability, cell, common_suites
 
-PANEL_WIDTH, PANEL_HEIGHT = 4.8, 3.7
 NAME_HEIGHT = 0.2
 """Inches that a name at the edge of a panel needs."""
-COLUMNS = 3
 GRID = "#E6E6E6"
 MARKERS = "osD^vPX*"
-TEXT_IN_SVG: Any = {"svg.fonttype": "none", "svg.hashsalt": "sdft"}
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One pair of axes.
-
-    Args:
-        title: Above the panel.
-        description: What it shows, for who cannot see it.
-        draw: Draws it.
-        height: In inches.
-    """
-
-    title: str
-    description: str
-    draw: Callable[[Axes], None]
-    height: float = PANEL_HEIGHT
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A figure: the name of its files, its caption and its panels, none if it cannot be drawn."""
-
-    name: str
-    caption: str
-    panels: Sequence[Panel]
 
 
 def retention_chart(comparison: Comparison) -> Chart:
@@ -84,11 +50,11 @@ def capability_chart(comparison: Comparison) -> Chart:
     points = []
     for index, group in enumerate(comparison.groups):
         across = group.mean(lambda run: capability(run, suites))
-        upward = group.mean(new_task_accuracy)
+        upward = group.mean(RETENTION["average accuracy"])
         if across and upward:
             points.append(Point(group.label, across, upward, index))
     caption = (
-        "Mean accuracy over the trained tasks against mean accuracy over "
+        "Average accuracy on the tasks against the mean score on "
         f"{', '.join(suites)}, both after the last stage (the paper's figure 4). Up and to the "
         "right is better; no method lies beyond the line of the Pareto front. Bars are 95 % "
         "intervals over seeds."
@@ -118,40 +84,6 @@ def pass_at_k_chart(comparison: Comparison) -> Chart:
         "seeds."
     )
     return Chart("pass_at_k", caption, panels)
-
-
-def panel_svg(panel: Panel) -> str:
-    """One panel as the text of an SVG image."""
-    return _svg(_figure([panel]))
-
-
-def files_of(chart: Chart) -> dict[str, bytes]:
-    """The chart as the content of its files, by suffix."""
-    figure = _figure(chart.panels)
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=160, facecolor="white")
-    return {".svg": _svg(figure).encode(), ".png": png.getvalue()}
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    with matplotlib.rc_context(TEXT_IN_SVG):
-        figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None})
-    return buffer.getvalue()
-
-
-def _figure(panels: Sequence[Panel]) -> Figure:
-    """The panels in rows of a few."""
-    num_columns = min(COLUMNS, len(panels))
-    num_rows = math.ceil(len(panels) / num_columns)
-    height = max(panel.height for panel in panels)
-    size = (PANEL_WIDTH * num_columns, height * num_rows)
-    figure = Figure(figsize=size, layout="constrained")
-    for place, panel in enumerate(panels, start=1):
-        axes = figure.add_subplot(num_rows, num_columns, place)
-        panel.draw(axes)
-        axes.set_title(panel.title, loc="left", color=INK, fontsize=11, parse_math=False)
-    return figure
 
 
 def _height(num_names: int) -> float:
@@ -185,8 +117,6 @@ def _draw_retention(axes: Axes, group: Group, tasks: Sequence[str]) -> None:
 
 def _draw_capability(axes: Axes, points: Sequence[Point], before: Estimate | None) -> None:
     positions = [(each.across.mean, each.upward.mean) for each in points]
-    front = [positions[index] for index in pareto_front(positions)]
-    axes.plot(*zip(*front, strict=True), drawstyle="steps-pre", color=FAINT, lw=1.2, zorder=1)
     names = []
     for point, (x, y) in zip(points, positions, strict=True):
         colour = COLOURS[point.index % len(COLOURS)]
@@ -207,6 +137,10 @@ def _draw_capability(axes: Axes, points: Sequence[Point], before: Estimate | Non
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.autoscale_view(scaley=False)
     left, right = axes.get_xlim()
+    front = [positions[index] for index in pareto_front(positions)]
+    corners = [(left, front[0][1]), *front, (front[-1][0], 0)]
+    axes.plot(*zip(*corners, strict=True), drawstyle="steps-pre", color=FAINT, lw=1.2, zorder=1)
+    axes.set_xlim(left, right)
     label_points(axes, names, at=right + 0.03 * (right - left))
 
 
@@ -232,7 +166,7 @@ def _draw_pass_at_k(axes: Axes, lines: Sequence[tuple[int, str, dict[int, Estima
     axes.set_xticks(ticks, [str(k) for k in ticks])
     axes.minorticks_off()
     _plain_axes(axes, "k", "pass@k")
-    label_points(axes, names, at=1.15 * max(ticks))
+    label_points(axes, names, at=1.6 * max(ticks))
 
 
 def _interval_bar(axes: Axes, x: float, estimate: Estimate | None, colour: str) -> None:

@@ -13,28 +13,28 @@ MOST_NAMES = 6
 """Runs that a sentence names before it counts the others."""
 
 PARTS = {
-    "test": ("accuracies on test rows", "no table has a line for them"),
+    "test": ("accuracies on test rows", "the line of test rows needs"),
     "capabilities": (
-        "prior capabilities after the last stage (capabilities.json) on suites that all share",
-        "they are not in figure 4",
+        "prior capabilities after the last stage on shared suites (capabilities.json)",
+        "figure 4 needs",
     ),
-    "pass_at_k": ("pass@k (pass_at_k.json)", "they have no pass@k curves"),
-    "cost": ("costs (cost.json)", "they are not in the cost table"),
-    "answers": ("rollouts of fixed prompts (rollouts.jsonl)", "there is no text to show of them"),
+    "pass_at_k": ("pass@k (pass_at_k.json)", "its curves need"),
+    "cost": ("costs (cost.json)", "the cost table needs"),
+    "answers": ("rollouts of fixed prompts (rollouts.jsonl)", "the texts over the stages need"),
 }
-"""Part of a run -> what it is, and what follows from its absence."""
+"""Part of a run -> what it is, and what needs it."""
 
 
 def absence(comparison: Comparison, part: str) -> str | None:
     """A sentence about the runs without a part; None if all have it."""
     has = _presence(comparison, part)
     without = [run.name for run in comparison.runs if not has(run)]
-    what, consequence = PARTS[part]
+    what, need = PARTS[part]
     if not without:
         return None
     if len(without) == len(comparison.runs):
-        return f"No run has {what}: {consequence}."
-    return f"{_names(without)} of {len(comparison.runs)} have no {what}: {consequence}."
+        return f"No run has {what}, which {need}."
+    return f"{_names(without)} of {len(comparison.runs)} have no {what}, which {need}."
 
 
 def missing(comparison: Comparison) -> list[str]:
@@ -59,12 +59,12 @@ def _unfinished(comparison: Comparison) -> list[str]:
     sentences = []
     for run in comparison.runs:
         last = last_measured_stage(run.matrix)
-        rows = (last or 0) + 1 if last is not None else 0
+        rows = 0 if last is None else last + 1
         holes = int(run.matrix[:rows].isnan().sum())
         if rows < len(run.matrix):
             sentences.append(
-                f"{run.name} has measured {rows} of {len(run.matrix)} rows of its accuracy matrix; "
-                "what follows from the last row is that of its last one."
+                f"{run.name} has measured {rows} of {len(run.matrix)} rows of its accuracy matrix: "
+                "they are in the matrix, and its means over tasks are left out."
             )
         if holes:
             sentences.append(f"{run.name} has not measured {holes} of the cells in these rows.")

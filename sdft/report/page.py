@@ -14,17 +14,11 @@ from markupsafe import Markup
 from sdft.files import write_bytes_atomically, write_text_atomically
 from sdft.metrics import DEFINITIONS
 from sdft.report.answers import prompts_of
-from sdft.report.charts import (
-    Chart,
-    capability_chart,
-    files_of,
-    panel_svg,
-    pass_at_k_chart,
-    retention_chart,
-)
+from sdft.report.charts import capability_chart, pass_at_k_chart, retention_chart
 from sdft.report.groups import Comparison
 from sdft.report.inline_svg import inline_svg
 from sdft.report.missing import PARTS, absence, missing
+from sdft.report.panels import Chart, files_of, panel_svg
 from sdft.report.tables import capability_table, cost_table, matrix_table, retention_table
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")

@@ -56,13 +56,13 @@ def total(amounts: Sequence[float | None]) -> float | None:
 
 
 def read_capabilities(path: Path) -> dict[int, Shares]:
-    """Accuracy on the suites of prior capabilities by stage."""
+    """The score on each suite of prior capabilities, by stage."""
     rows = of_kind(read_json(path).get("rows"), list, f"{path}: 'rows'")
     result = {}
     for place, row in enumerate(rows):
         where = f"{path}: row {place}"
         stage = of_kind(of_kind(row, dict, where).get("stage"), int, f"{where}: 'stage'")
-        result[stage] = shares(row.get("accuracy"), f"{where}: 'accuracy'")
+        result[stage] = shares(row.get("scores"), f"{where}: 'scores'")
     return result
 
 

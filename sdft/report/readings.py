@@ -10,7 +10,6 @@ from torch import Tensor
 from sdft.metrics import (
     accuracy_when_trained,
     average_accuracy,
-    average_accuracy_of_trained,
     backward_transfer,
     forgetting_from_best,
     forgetting_from_trained,
@@ -25,25 +24,35 @@ from sdft.report.runs import Run
 Reading = Callable[[Run], float | None]
 
 
+def finished(run: Run) -> bool:
+    """Whether the last stage was measured: only then do means over tasks compare with others."""
+    return last_measured_stage(run.matrix) == len(run.tasks)
+
+
+def at_the_end(read: Callable[[Tensor], Tensor]) -> Reading:
+    """A reading of the accuracy matrix of finished runs."""
+    return lambda run: known(read(run.matrix)) if finished(run) else None
+
+
+def held_out_accuracy(run: Run, task: str) -> float | None:
+    """Accuracy on a task's test rows."""
+    return (run.test or {}).get(task)
+
+
 def average_test_accuracy(run: Run) -> float | None:
-    """Mean over the tasks of the accuracy on test rows."""
-    return mean_share([run.test.get(task) for task in run.tasks]) if run.test else None
-
-
-def new_task_accuracy(run: Run) -> float | None:
-    """Mean accuracy over the tasks trained so far, in the last measured row."""
-    return known(average_accuracy_of_trained(run.matrix))
+    """Mean of it over the tasks."""
+    return mean_share([held_out_accuracy(run, task) for task in run.tasks])
 
 
 RETENTION: dict[str, Reading] = {
-    "average accuracy": lambda run: known(average_accuracy(run.matrix)),
-    "accuracy after its own stage": lambda run: known(accuracy_when_trained(run.matrix).mean()),
-    "gain by its own stage": lambda run: known(learning_gain(run.matrix).mean()),
-    "smallest gain by its own stage": lambda run: known(learning_gain(run.matrix).min()),
-    "forgetting": lambda run: known(forgetting_from_trained(run.matrix).nanmean()),
-    "forgetting from best": lambda run: known(forgetting_from_best(run.matrix).nanmean()),
-    "backward transfer": lambda run: known(backward_transfer(run.matrix)),
-    "forward transfer": lambda run: known(forward_transfer(run.matrix)),
+    "average accuracy": at_the_end(average_accuracy),
+    "accuracy after its own stage": at_the_end(lambda matrix: accuracy_when_trained(matrix).mean()),
+    "gain by its own stage": at_the_end(lambda matrix: learning_gain(matrix).mean()),
+    "smallest gain by its own stage": at_the_end(lambda matrix: learning_gain(matrix).min()),
+    "forgetting": at_the_end(lambda matrix: forgetting_from_trained(matrix).nanmean()),
+    "forgetting from best": at_the_end(lambda matrix: forgetting_from_best(matrix).nanmean()),
+    "backward transfer": at_the_end(backward_transfer),
+    "forward transfer": at_the_end(forward_transfer),
     "average accuracy on test rows": average_test_accuracy,
 }
 """Means over a run's tasks, as :mod:`sdft.metrics` defines them."""
@@ -55,22 +64,20 @@ def cell(group: Group, stage: int, task: int) -> Estimate | None:
 
 
 def common_suites(comparison: Comparison) -> list[str]:
-    """The suites of prior capabilities that every run with any has in its last measured row."""
-    last = [_last_capabilities(run) for run in comparison.runs if run.capabilities]
-    return [suite for suite in (last[0] if last else ()) if all(suite in row for row in last)]
+    """The suites that every run with prior capabilities after its last stage has there."""
+    ends = [row for run in comparison.runs if (row := _suites(run, len(run.tasks)))]
+    return [suite for suite in (ends[0] if ends else ()) if all(suite in row for row in ends)]
 
 
 def capability(run: Run, suites: list[str], stage: int | None = None) -> float | None:
-    """Mean accuracy on the suites after a stage, or in the last measured row."""
-    if not run.capabilities or not suites:
-        return None
-    row = _last_capabilities(run) if stage is None else run.capabilities.get(stage, {})
+    """Mean score on the suites after a number of stages, by default all of them."""
+    row = _suites(run, len(run.tasks) if stage is None else stage)
     return mean_share([row.get(suite) for suite in suites])
 
 
-def _last_capabilities(run: Run) -> dict[str, float]:
-    """Suites measured after the last measured stage; empty where nothing was."""
-    row = (run.capabilities or {}).get(last_measured_stage(run.matrix) or 0, {})
+def _suites(run: Run, stage: int) -> dict[str, float]:
+    """The suites that were measured at one point of the sequence."""
+    row = (run.capabilities or {}).get(stage, {})
     return {suite: value for suite, value in row.items() if value is not None}
 
 

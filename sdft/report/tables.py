@@ -8,7 +8,7 @@ from functools import partial
 
 from sdft.report.groups import Comparison, Group
 from sdft.report.intervals import Estimate
-from sdft.report.readings import RETENTION, capability, cell, common_suites
+from sdft.report.readings import RETENTION, capability, cell, common_suites, held_out_accuracy
 from sdft.report.runs import Run
 
 NOT_MEASURED = "not measured"
@@ -48,19 +48,15 @@ def matrix_table(group: Group, tasks: Sequence[str]) -> Table:
         cells = [percent(each, group, own=stage == task + 1) for task, each in enumerate(estimates)]
         rows.append((name, cells))
     if any(run.test for run in group.runs):
-        test = [group.mean(partial(_on_test_rows, task)) for task in tasks]
+        test = [group.mean(partial(held_out_accuracy, task=task)) for task in tasks]
         rows.append(("test rows, at the end", [percent(each, group) for each in test]))
     return Table("accuracy, %", tasks, rows)
-
-
-def _on_test_rows(task: str, run: Run) -> float | None:
-    return (run.test or {}).get(task)
 
 
 def retention_table(comparison: Comparison) -> Table:
     """A row per method: what was learned and what was kept."""
     rows = [
-        (group.label, [percent(group.mean(read), group) for read in RETENTION.values()])
+        (group.label, [percent(group.mean(read), group, False) for read in RETENTION.values()])
         for group in comparison.groups
     ]
     return Table("means over tasks, %", list(RETENTION), rows)
@@ -107,13 +103,15 @@ def cost_columns(comparison: Comparison) -> dict[str, Callable[[Run], float | No
     return columns
 
 
-def percent(estimate: Estimate | None, group: Group | None = None, own: bool = False) -> Cell:
+def percent(
+    estimate: Estimate | None, group: Group | None = None, shaded: bool = True, own: bool = False
+) -> Cell:
     """A mean in percent with its interval."""
     if estimate is None:
         return Cell(NOT_MEASURED)
     half = estimate.half_width
     text = f"{100 * estimate.mean:.1f}" + (f" ± {100 * half:.1f}" if half is not None else "")
-    return Cell(text + _seeds(estimate, group), min(max(estimate.mean, 0.0), 1.0), own)
+    return Cell(text + _seeds(estimate, group), estimate.mean if shaded else None, own)
 
 
 def plain(estimate: Estimate | None, group: Group) -> Cell:

@@ -1,0 +1,81 @@
+"""Directories of made-up runs for the report's tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+
+TASKS = ("one", "two")
+MATRIX = ((0.0, 0.1), (0.8, 0.1), (0.6, 0.9))
+COST = {
+    "num_steps": 10,
+    "seconds": {"student": 20.0, "backward": 30.0},
+    "completion_tokens": 400,
+    "operations": {"rollout": 1e12, "teacher": 2e12, "student": 3e12, "sft": 3e12},
+    "operations_vs_sft": 2.0,
+    "peak_memory_bytes": 2**31,
+}
+CAPABILITIES = {
+    "rows": [
+        {"stage": 0, "after": None, "scores": {"mmlu": 0.5, "ifeval": 0.7}},
+        {"stage": 2, "after": "two", "scores": {"mmlu": 0.4, "ifeval": 0.6}},
+    ]
+}
+PASS_AT_K = {"one": {"1": 0.5, "4": 0.75}, "two": {"1": 0.25, "4": 0.5}}
+
+
+def write_run(
+    folder: Path,
+    method: str = "SDFT",
+    seed: int = 1,
+    matrix: tuple[tuple[float | None, ...], ...] = MATRIX,
+    tasks: tuple[str, ...] = TASKS,
+    learning_rate: float = 1e-4,
+    parts: bool = False,
+    completion: str = "Lima.",
+) -> Path:
+    """A run's directory; ``parts`` adds all that need not be there."""
+    folder.mkdir(parents=True)
+    rows = [
+        {
+            "stage": stage,
+            "after": tasks[stage - 1] if stage else None,
+            "global_step": 5 * stage,
+            "accuracy": dict(zip(tasks, row, strict=True)),
+        }
+        for stage, row in enumerate(matrix)
+    ]
+    record = {"method": method, "model": "tiny", "tasks": tasks, "rows": rows, "test": None}
+    if parts:
+        record["test"] = {"accuracy": dict.fromkeys(tasks, 0.5), "global_step": 10}
+        (folder / "cost.json").write_text(json.dumps(COST))
+        (folder / "capabilities.json").write_text(json.dumps(CAPABILITIES))
+        (folder / "pass_at_k.json").write_text(json.dumps(PASS_AT_K))
+        (folder / "rollouts.jsonl").write_text(
+            "".join(
+                json.dumps(
+                    {
+                        "stage": stage,
+                        "task": tasks[0],
+                        "id": "7",
+                        "prompt": "What is the capital of Peru?",
+                        "demonstration": "Lima.",
+                        "completion": f"{completion} {stage}",
+                        "score": 1.0,
+                    }
+                )
+                + "\n"
+                for stage in range(len(matrix))
+            )
+        )
+    config = {
+        "seed_everything": seed,
+        "run_dir": str(folder),
+        "model": {"init_args": {"learning_rate": learning_rate}},
+        "trainer": {"default_root_dir": str(folder), "logger": [{"save_dir": str(folder)}]},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "retention.json").write_text(json.dumps(record))
+    return folder

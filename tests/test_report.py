@@ -1,0 +1,164 @@
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+
+import report
+from sdft.report import compare, read_run, write_report
+from sdft.report.charts import capability_chart, pass_at_k_chart
+from sdft.report.missing import missing
+from tests.report_runs import write_run
+
+HOSTILE = '<script>alert("x")</script> ![](http://x) | `a` $y$ \x07 &amp; \'"'
+
+
+class Page(HTMLParser):
+    """The tags and ids of a page, its attributes and its text outside of the style sheet."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.tags, self.ids, self.links, self.words = [], [], [], []
+        self.feed(source)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.ids += [value for name, value in attrs if name == "id"]
+        self.links += [value for name, value in attrs if name in {"src", "href"}]
+
+    def handle_data(self, data):
+        if self.tags and self.tags[-1] != "style":
+            self.words.append(data)
+
+
+def made(tmp_path, *folders):
+    """The page, the Markdown and the folder of a report."""
+    output = tmp_path / "report"
+    write_report(compare(map(read_run, folders)), output)
+    return Page((output / "report.html").read_text()), (output / "report.md").read_text(), output
+
+
+def test_one_run_makes_a_whole_report_and_says_what_it_lacks(tmp_path):
+    page, markdown, output = made(tmp_path, write_run(tmp_path / "run"))
+    expected = {"report.html", "report.md", "retention.svg", "retention.png"}
+    assert {path.name for path in output.iterdir()} == expected
+    for text in (page.text, markdown.replace("\\", "")):
+        assert "No run has prior capabilities" in text
+        assert "No run has pass@k" in text
+        assert "No run has costs" in text
+        assert "No run has rollouts" in text
+        assert "No run has accuracies on test rows" in text
+        assert "One seed has no interval: SDFT." in text
+        assert "60.0" in text
+        assert "±" in text  # in the explanation alone
+        assert not re.search(r"\d ±", text)
+
+
+def test_a_complete_report_has_every_part(tmp_path):
+    seeds = [write_run(tmp_path / f"sdft-{seed}", seed=seed, parts=True) for seed in (1, 2)]
+    seeds += [write_run(tmp_path / f"sft-{seed}", "SFT", seed, parts=True) for seed in (1, 2)]
+    page, markdown, output = made(tmp_path, *seeds)
+    for name in ("retention", "capabilities", "pass_at_k"):
+        assert (output / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert ElementTree.parse(output / f"{name}.svg").getroot().tag.endswith("svg")
+        assert f"]({name}.svg)" in markdown
+    for text in (page.text, markdown.replace("\\", "")):
+        assert "Nothing: every run has every part." in text
+        assert "60.0 ± 0.0" in text
+        assert "time / SFT" in text
+        assert "Lima. 0" in text
+        assert "Lima. 2" in text
+
+
+def test_the_page_needs_no_network_and_shares_no_id(tmp_path):
+    page, _, output = made(tmp_path, write_run(tmp_path / "run", parts=True))
+    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    for link in page.links:
+        assert link.lstrip("#") in page.ids or (output / link).is_file()
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_hostile_text_stays_text(tmp_path):
+    tasks = (f"task {HOSTILE}", "two")
+    run = write_run(tmp_path / "run", f"m {HOSTILE}", tasks=tasks, parts=True, completion=HOSTILE)
+    page, markdown, _ = made(tmp_path, run)
+    shown = HOSTILE.replace("\x07", "�")
+    assert "script" not in page.tags
+    assert f"m {shown}" in page.text
+    assert f"{shown} 2" in page.text
+    assert "<script" not in markdown
+    assert "![](http" not in markdown
+    widths = {line.count(" | ") for line in markdown.splitlines() if line.startswith("| after ")}
+    assert widths == {2}
+
+
+def test_fifty_runs_are_ten_groups(tmp_path):
+    folders = [
+        write_run(tmp_path / f"{rate}-{seed}", seed=seed, learning_rate=rate, parts=True)
+        for rate in range(10)
+        for seed in range(5)
+    ]
+    page, markdown, _ = made(tmp_path, *folders)
+    assert page.text.startswith("SDFT report of 50 runs")
+    assert "SDFT #10" in page.text
+    assert "**SDFT \\#10**, seeds: 5" in markdown
+
+
+def test_runs_of_two_sequences_have_a_section_and_figures_each(tmp_path):
+    other = write_run(tmp_path / "b", tasks=("two", "one"))
+    page, _, output = made(tmp_path, write_run(tmp_path / "a"), other)
+    assert page.tags.count("h2") == 3  # and the definitions
+    assert {path.name for path in output.glob("*.svg")} == {"retention.svg", "retention-2.svg"}
+
+
+def test_what_some_runs_lack_is_said_by_name_and_never_drawn_as_zero(tmp_path):
+    with_parts = write_run(tmp_path / "whole", "SDFT", parts=True)
+    (comparison,) = compare(map(read_run, [with_parts, write_run(tmp_path / "bare", "SFT")]))
+    sentences = " ".join(missing(comparison))
+    for part in ("capabilities.json", "pass_at_k.json", "cost.json", "rollouts.jsonl"):
+        assert re.search(rf"1 \(\S*bare\) of 2 have no [^.]*{part}", sentences)
+    assert "SFT" not in capability_chart(comparison).panels[0].description
+    assert not any("SFT" in panel.description for panel in pass_at_k_chart(comparison).panels)
+
+
+BROKEN = {
+    "retention.json": {
+        "{": "retention.json: cannot be read",
+        "[]": "retention.json: the content is",
+        '{"tasks": []}': "retention.json: 'tasks' is",
+        '{"tasks": ["a"], "rows": [{"stage": 0, "accuracy": {"a": 71}}]}': "lie between 0 and 1",
+        '{"tasks": ["a"], "rows": [{"stage": 9, "accuracy": {"a": 1}}]}': "another sequence",
+    },
+    "config.yaml": {"a: [": "config.yaml: cannot be read", "a: &x 1\nb: *x": "holds an alias"},
+    "cost.json": {'{"seconds": 3}': "cost.json: 'seconds' is 3, not a dict"},
+    "capabilities.json": {'{"rows": [{"stage": 0}]}': "capabilities.json: row 0: 'scores' is None"},
+    "pass_at_k.json": {'{"one": {"x": 1}}': "pass_at_k.json: 'one' has the key 'x'"},
+    "rollouts.jsonl": {'{"stage": "0"}': "rollouts.jsonl:1: 'stage' is '0', not a int"},
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [(file, *case) for file, cases in BROKEN.items() for case in cases.items()],
+)
+def test_a_broken_file_is_named(tmp_path, file, content, message):
+    run = write_run(tmp_path / "run", parts=True)
+    (run / file).write_text(content)
+    with pytest.raises(SystemExit, match=re.escape(message)) as error:
+        report.main([str(run), "--output", str(tmp_path / "report")])
+    assert str(run / file) in str(error.value)
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "retention.json"])
+def test_a_directory_that_is_no_run_is_named(tmp_path, file):
+    run = write_run(tmp_path / "run")
+    (run / file).unlink()
+    with pytest.raises(SystemExit, match=f"{file}: there is no such file"):
+        report.main([str(run), "--output", str(tmp_path / "report")])
+
+
+def test_the_command_says_where_the_page_is(tmp_path, capsys):
+    report.main([str(write_run(tmp_path / "run")), "--output", str(tmp_path / "report")])
+    assert capsys.readouterr().out.splitlines()[0] == str(tmp_path / "report" / "report.html")

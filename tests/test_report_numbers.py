@@ -1,0 +1,103 @@
+import math
+import random
+
+import pytest
+
+from sdft.report import compare, read_run
+from sdft.report.intervals import Estimate, pareto_front, probability_within, student_quantile
+from sdft.report.missing import missing
+from sdft.report.readings import RETENTION, cell
+from tests.report_runs import MATRIX, write_run
+
+
+def test_students_quantiles_are_those_of_printed_tables():
+    printed = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 9: 2.262, 30: 2.042, 120: 1.980}
+    for degrees, quantile in printed.items():
+        assert student_quantile(degrees) == pytest.approx(quantile, abs=6e-4)
+
+
+def test_the_closed_form_is_the_area_under_the_density():
+    for degrees in range(1, 8):
+        scale = math.gamma((degrees + 1) / 2) / math.gamma(degrees / 2)
+        scale /= math.sqrt(degrees * math.pi)
+        density = [
+            scale * (1 + (x / 1000) ** 2 / degrees) ** (-(degrees + 1) / 2)
+            for x in range(-1500, 1501)
+        ]
+        area = (sum(density) - (density[0] + density[-1]) / 2) / 1000
+        assert probability_within(1.5, degrees) == pytest.approx(area, abs=1e-6)
+
+
+def test_an_interval_equals_the_one_worked_by_hand():
+    # Mean 0.5; deviations -0.1, 0, 0.1: standard deviation 0.1; 4.303 * 0.1 / sqrt(3).
+    estimate = Estimate.of([0.4, 0.5, 0.6])
+    assert estimate.mean == pytest.approx(0.5)
+    assert estimate.half_width == pytest.approx(0.24841, abs=1e-4)
+
+
+def test_one_seed_has_no_interval_and_none_has_no_mean():
+    assert Estimate.of([0.3]) == Estimate(0.3, None, 1)
+    assert Estimate.of([None, math.nan]) is None
+    assert Estimate.of([0.2, None, 0.2]) == Estimate(0.2, 0.0, 2)
+
+
+def test_no_point_of_the_front_is_beaten_and_every_other_one_is():
+    draw = random.Random(0)
+    points = [(draw.randint(0, 9), draw.randint(0, 9)) for _ in range(60)]
+    front = pareto_front(points)
+    kept = [points[index] for index in front]
+    assert kept == sorted(kept, key=lambda point: (point[0], -point[1]))
+    for index, (x, y) in enumerate(points):
+        beaten = any(a >= x and b >= y and (a > x or b > y) for a, b in points)
+        assert beaten != (index in front)
+
+
+def runs(tmp_path, *options):
+    return [
+        read_run(write_run(tmp_path / str(place), **each)) for place, each in enumerate(options)
+    ]
+
+
+def test_runs_of_a_method_are_one_group_whatever_their_seed_and_folder(tmp_path):
+    found = compare(runs(tmp_path, {"seed": 1}, {"method": "SFT"}, {"seed": 2}))
+    assert [(each.label, len(each.runs)) for each in found[0].groups] == [("SDFT", 2), ("SFT", 1)]
+    assert found[0].groups[0].settings == {}
+
+
+def test_other_settings_are_another_group_and_say_in_what(tmp_path):
+    (found,) = compare(runs(tmp_path, {}, {"learning_rate": 0.01}, {"method": "SFT"}))
+    assert [each.label for each in found.groups] == ["SDFT #1", "SDFT #2", "SFT"]
+    assert found.groups[1].settings == {"model.init_args.learning_rate": "0.01"}
+
+
+def test_other_sequences_are_not_compared(tmp_path):
+    found = compare(runs(tmp_path, {}, {"tasks": ("two", "one")}))
+    assert [each.tasks for each in found] == [("one", "two"), ("two", "one")]
+
+
+def test_the_same_experiment_twice_is_refused(tmp_path):
+    twice = runs(tmp_path, {"seed": 3}, {"seed": 3})
+    with pytest.raises(ValueError, match=r"0 and .*1 are the same experiment .* same seed, 3"):
+        compare(twice)
+
+
+def test_means_over_seeds_are_those_worked_by_hand(tmp_path):
+    other = ((0.0, 0.1), (0.6, 0.1), (0.6, 0.7))
+    (found,) = compare(runs(tmp_path, {"seed": 1}, {"seed": 2, "matrix": other}))
+    (group,) = found.groups
+    means = {name: group.mean(read) for name, read in RETENTION.items()}
+    assert cell(group, 2, 1).mean == pytest.approx(0.8)
+    assert means["average accuracy"].mean == pytest.approx((0.75 + 0.65) / 2)
+    assert means["forgetting"].mean == pytest.approx((0.2 + 0.0) / 2)
+    assert means["gain by its own stage"].mean == pytest.approx((0.8 + 0.6) / 2)
+    assert means["smallest gain by its own stage"].mean == pytest.approx((0.8 + 0.6) / 2)
+    assert means["average accuracy on test rows"] is None
+
+
+def test_an_unfinished_run_is_in_the_matrix_but_in_no_mean_over_tasks(tmp_path):
+    (found,) = compare(runs(tmp_path, {"seed": 1}, {"seed": 2, "matrix": MATRIX[:2]}))
+    (group,) = found.groups
+    assert cell(group, 1, 0).num_seeds == 2
+    assert cell(group, 2, 0).num_seeds == 1
+    assert group.mean(RETENTION["average accuracy"]) == Estimate(0.75, None, 1)
+    assert any("has measured 2 of 3 rows" in sentence for sentence in missing(found))
