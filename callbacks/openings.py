@@ -74,6 +74,7 @@ class OpeningRates(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """The student's rate."""
-        if self._watched is not None:
-            rate = self._watched.rate(pl_module.last_rollout.completions)
+        rollout = pl_module.last_rollout
+        if self._watched is not None and rollout is not None:
+            rate = self._watched.rate(rollout.completions)
             pl_module.log("train/opening_rate_student", rate, batch_size=len(batch))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sdft.stages import StagePlan
+from sdft.stages import Place, StagePlan
 from sdft.types import Demonstration, DemonstrationBatch, EvaluationBatch
 
 
@@ -22,15 +22,15 @@ class Share:
     rank: int = 0
     num_ranks: int = 1
 
-    def of_batch(self, indices: list[int]) -> tuple[list[int], int]:
+    def of_batch(self, places: list[Place]) -> tuple[list[Place], int]:
         """This process's rows of a batch, and how many of them, at the end, are only lent.
 
         Every process gets as many rows, so that all of them run the same number of forward
         passes; where a batch does not go round, the last ones repeat a row that is another's.
         """
-        own = indices[self.rank :: self.num_ranks]
-        num_lent = -(-len(indices) // self.num_ranks) - len(own)
-        return own + indices[:num_lent], num_lent
+        own = places[self.rank :: self.num_ranks]
+        num_lent = -(-len(places) // self.num_ranks) - len(own)
+        return own + places[:num_lent], num_lent
 
     def of_rows(self, rows: Sequence[Demonstration]) -> Sequence[Demonstration]:
         """This process's rows of an evaluation, maybe none: no row is answered twice."""
@@ -44,7 +44,7 @@ class StageLoader:
         plan: The sequence of stages.
         stage: The stage to serve.
         share: Which rows of each batch are this process's.
-        collate: Makes a batch from row indices and the number of lent rows among them.
+        collate: Makes a batch of the rows at places, given how many of them are lent.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class StageLoader:
         plan: StagePlan,
         stage: int,
         share: Share,
-        collate: Callable[[list[int], int], DemonstrationBatch],
+        collate: Callable[[Sequence[Place], int], DemonstrationBatch],
     ) -> None:
         self._plan = plan
         self._stage = stage
@@ -66,9 +66,9 @@ class StageLoader:
 
     def __iter__(self) -> Iterator[DemonstrationBatch]:
         """The batches not yet given."""
-        for indices in self._plan.batches(self._stage, self._num_given):
+        for places in self._plan.batches(self._stage, self._num_given):
             self._num_given += 1
-            yield self._collate(*self._share.of_batch(indices))
+            yield self._collate(*self._share.of_batch(places))
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to go on with the next batch, on any number of processes."""

@@ -26,9 +26,10 @@ class RowTokenizer:
         system_prompt: System message for prompts without one; None keeps the template's own.
         max_prompt_tokens: Longest prompt, of student and teacher.
         overlong: ``error`` or ``drop``.
+        evaluated_as: Whose prompts are answered in evaluation, ``student`` or ``teacher``.
 
     Raises:
-        ValueError: ``overlong`` is neither.
+        ValueError: ``overlong`` or ``evaluated_as`` is neither.
     """
 
     def __init__(
@@ -39,15 +40,21 @@ class RowTokenizer:
         system_prompt: str | None,
         max_prompt_tokens: int,
         overlong: str,
+        evaluated_as: str,
     ) -> None:
         if overlong not in ("error", "drop"):
             raise ValueError(f"data.overlong is {overlong!r}; it must be error or drop")
-        self._encoder = Encoder(tokenizer)
+        if evaluated_as not in ("student", "teacher"):
+            raise ValueError(
+                f"data.evaluated_as is {evaluated_as!r}; it must be student or teacher"
+            )
+        self._tokenizer, self._encoder = tokenizer, Encoder(tokenizer)
         self._end_id = int(tokenizer.eos_token_id)
         self._views = views
         self._system_prompt = system_prompt
         self._max_prompt_tokens = max_prompt_tokens
         self._overlong = overlong
+        self._evaluated_as = evaluated_as
 
     def showing(
         self, examples: Mapping[str, Mapping[str, Sequence[Demonstration]]]
@@ -64,23 +71,29 @@ class RowTokenizer:
         return self._encoder.encode_chat(student_messages(row, self._system_prompt))
 
     def teacher_prompt(self, row: Demonstration) -> TokenIds:
-        """The prompt with the privileged information in context, up to the assistant's turn."""
+        """The prompt with the privileged information in context, up to the assistant's turn.
+
+        A row of a prompt alone is read as the student reads it.
+        """
+        if not row.demonstration:
+            return self.student_prompt(row)
         return self._encoder.encode_chat(self._views[row.task].messages(row, self._system_prompt))
 
     def demonstration(self, row: Demonstration) -> TokenIds:
         """The demonstration as an assistant's turn, with the token that ends it."""
         return [*self._encoder.encode(row.demonstration), self._end_id]
 
-    def train_batch(
-        self, rows: Sequence[Demonstration], indices: list[int], num_lent: int = 0
-    ) -> DemonstrationBatch:
-        """Collate the rows at ``indices``, the last ``num_lent`` of which bear no loss."""
-        chosen = tuple(rows[index] for index in indices)
+    def _evaluated_prompt(self, row: Demonstration) -> TokenIds:
+        as_teacher = self._evaluated_as == "teacher"
+        return self.teacher_prompt(row) if as_teacher else self.student_prompt(row)
+
+    def train_batch(self, rows: Sequence[Demonstration], num_lent: int = 0) -> DemonstrationBatch:
+        """Collate training rows, the last ``num_lent`` of which bear no loss."""
         return DemonstrationBatch(
-            rows=chosen,
-            student_prompts=[self.student_prompt(row) for row in chosen],
-            teacher_prompts=[self.teacher_prompt(row) for row in chosen],
-            demonstrations=[self.demonstration(row) for row in chosen],
+            rows=tuple(rows),
+            student_prompts=[self.student_prompt(row) for row in rows],
+            teacher_prompts=[self.teacher_prompt(row) for row in rows],
+            demonstrations=[self.demonstration(row) for row in rows],
             num_lent=num_lent,
         )
 
@@ -89,7 +102,7 @@ class RowTokenizer:
         return EvaluationBatch(
             task=task.name,
             rows=tuple(rows),
-            prompts=[self.student_prompt(row) for row in rows],
+            prompts=[self._evaluated_prompt(row) for row in rows],
             scorer=task.scorer,
         )
 
@@ -116,7 +129,7 @@ class RowTokenizer:
         kept = []
         for row in rows:
             prompts = {"student": self.student_prompt(row)}
-            if split == "train":
+            if split == "train" or self._evaluated_as == "teacher":
                 prompts["teacher"] = self.teacher_prompt(row)
             reader, prompt = max(prompts.items(), key=lambda item: len(item[1]))
             if len(prompt) <= self._max_prompt_tokens:

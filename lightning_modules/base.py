@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from lightning_modules.options import require, require_above, require_at_least
 from sdft.cost import LapClock
 from sdft.engines import make_engine
+from sdft.gradients import gradients_are_finite
 from sdft.head import VocabularyHead
 from sdft.lora import LoRA, backbone_state, digest, trained_parameters
 from sdft.losses import reduction_weights
@@ -31,6 +33,7 @@ from sdft.sharding import shard, whole_weights
 from sdft.stages import StagePlan, mix_seed
 from sdft.types import DemonstrationBatch, EvaluationBatch, Rollout, TokenIds
 
+SCORED_AT_ONCE = 8  # answers; a judge is waited for
 DROPOUT = 1  # tells the seed of dropout from that of the rollouts
 
 
@@ -65,6 +68,7 @@ class ContinualModule(L.LightningModule):
     """
 
     method_name = "none"
+    train_on = "demonstrations"  # what it reads of training rows: these, documents or prompts
     reduction: str  # what the loss averages over, one of sdft.losses.REDUCTIONS
 
     def __init__(
@@ -103,6 +107,7 @@ class ContinualModule(L.LightningModule):
         self.seed = seed
         self.last_rollout: Rollout | None = None  # of the last training step, for callbacks
         self.clock = LapClock()  # seconds of its phases, for callbacks
+        self.step_skipped = False  # whether it moved nothing, for callbacks
         self._num_lent = 0  # of the batch in training
         self._scores: dict[str, list[float]] = {}  # of this rank's rows, by task
         self._evaluation = ExitStack()  # what an evaluation is run in
@@ -124,6 +129,19 @@ class ContinualModule(L.LightningModule):
     def stage(self) -> int:
         """The stage in training, from 0."""
         return self.trainer.datamodule.stage
+
+    def setup(self, stage: str) -> None:
+        """Check that the data module reads rows as this method needs them.
+
+        Raises:
+            ValueError: It does not (``stage`` is Lightning's: fit, validate, …).
+        """
+        found = self.trainer.datamodule.train_on
+        if stage == "fit" and found != self.train_on:
+            raise ValueError(
+                f"data.train_on is {found}, and {type(self).__name__} trains on {self.train_on}: "
+                f"pass train_on={self.train_on!r} to the data module"
+            )
 
     def at_stage_start(self) -> bool:
         """Whether no optimizer step of the current stage has been taken yet."""
@@ -244,6 +262,17 @@ class ContinualModule(L.LightningModule):
         """Attribute the time to the backward pass."""
         self.clock.lap("backward")
 
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Note whether the loss is a number."""
+        self._loss_is_finite = bool(loss.detach().isfinite())
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Skip a step whose loss or gradient is NaN or infinite on any rank: nothing moves."""
+        finite = self._loss_is_finite and gradients_are_finite(self.student)
+        self.step_skipped = not self.trainer.strategy.reduce_boolean_decision(finite)
+        if self.step_skipped:
+            optimizer.zero_grad()
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step the student."""
         super().optimizer_step(*args, **kwargs)
@@ -270,9 +299,9 @@ class ContinualModule(L.LightningModule):
 
     def validation_step(
         self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Answer greedily and score the answers."""
-        self._evaluate(batch)
+    ) -> dict[str, list[Any]]:
+        """Answer greedily and score the answers; callbacks are given both."""
+        return self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Publish ``accuracy/<task>`` for the callbacks; the retention tracker writes it."""
@@ -287,14 +316,15 @@ class ContinualModule(L.LightningModule):
         self._evaluation.close()
         self._log_accuracies("test_accuracy")
 
-    def _evaluate(self, batch: EvaluationBatch) -> None:
+    def _evaluate(self, batch: EvaluationBatch) -> dict[str, list[Any]]:
         decode = self.tokenizer.decode
         request = RolloutRequest(batch.prompts, self.greedy, self.end_ids, decode=decode)
         rollout = self.rollout_engine(self.student, request)
         answers = self.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
-        self._scores.setdefault(batch.task, []).extend(
-            batch.scorer(answer, row) for row, answer in zip(batch.rows, answers, strict=True)
-        )
+        with ThreadPoolExecutor(SCORED_AT_ONCE) as pool:
+            scores = list(pool.map(batch.scorer, answers, batch.rows))
+        self._scores.setdefault(batch.task, []).extend(scores)
+        return {"answers": answers, "scores": scores}
 
     def _log_accuracies(self, prefix: str) -> None:
         """Mean score of each task over the rows of all ranks, of which some may have none."""

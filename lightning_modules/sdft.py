@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,12 +16,13 @@ from lightning_modules.options import (
     require_above,
     require_at_least,
 )
+from sdft.lora import digest
 from sdft.losses import effective_sample_size, importance_weights
 from sdft.objective import distillation_loss, token_logprobs
 from sdft.openings import Openings
 from sdft.rollout import RolloutRequest
 from sdft.scoring import LossPositions
-from sdft.teacher import make_teacher
+from sdft.separate_teacher import make_any_teacher
 from sdft.types import DemonstrationBatch, Rollout
 
 
@@ -54,11 +56,14 @@ class SDFTModule(ContinualModule):
             loss up to the phrase's end, whatever its case; the longer of the two masks holds.
         teacher: Whose weights teach: ema, an average that follows the student (the paper's
             choice); stage_start, the student as the stage began; base, the model before any
-            training; student, the live student.
+            training; student, the live student; model, the one that teacher_pretrained names.
+        teacher_pretrained: For model: what to load, as pretrained; it needs the student's tokens.
         teacher_rate: For ema: share of the student taken over per update; null for 0.01.
         teacher_update_every: For ema: optimizer steps between two updates; null for 1.
         reset_teacher: For ema: start every stage's average from the student; off, it goes on
             across stages; null for on, the paper's choice.
+        probe_teacher: Before each stage, and in validate, compare the answers of student and
+            teacher, and warn where the teacher is not better: then SDFT will not help.
         temperature: Sampling temperature of the rollouts.
         top_p: Nucleus of the rollouts; 1 samples the student's own distribution.
         top_k: Rollout tokens come from the k most likely; 0 for all.
@@ -83,9 +88,11 @@ class SDFTModule(ContinualModule):
         num_loss_tokens_to_skip: int = 0,
         opening_phrases_to_skip: list[str] | None = None,
         teacher: str = "ema",
+        teacher_pretrained: str | None = None,
         teacher_rate: float | None = None,
         teacher_update_every: int | None = None,
         reset_teacher: bool | None = None,
+        probe_teacher: bool = False,
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
@@ -96,8 +103,8 @@ class SDFTModule(ContinualModule):
         super().__init__(**base)
         require_at_least(0, num_loss_tokens_to_skip=num_loss_tokens_to_skip)
         require_above(0, distillation_temperature=distillation_temperature)
-        self.distillation_temperature = distillation_temperature
         self.reduction = checked_reduction(reduction)
+        self.distillation_temperature = distillation_temperature
         self.num_loss_tokens_to_skip = num_loss_tokens_to_skip
         self.skipped_openings = Openings(opening_phrases_to_skip or [], self.tokenizer)
         drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
@@ -106,14 +113,17 @@ class SDFTModule(ContinualModule):
         self.divergence = checked_divergence(
             divergence, divergence_options or {}, self.sampling, importance_clip
         )
-        self.teacher = make_teacher(
+        average = {"teacher_rate": teacher_rate, "teacher_update_every": teacher_update_every}
+        self.teacher = make_any_teacher(
             self.student,
+            self.tokenizer,
             teacher,
-            teacher_rate=teacher_rate,
-            teacher_update_every=teacher_update_every,
+            teacher_pretrained,
+            **average,
             reset_teacher=reset_teacher,
         )
         self.teacher_head = self.teacher.head(self.student_head)
+        self.probe_teacher = probe_teacher
 
     def on_train_start(self) -> None:
         """A stage's teacher starts from the student; a resumed stage keeps its own."""
@@ -122,7 +132,18 @@ class SDFTModule(ContinualModule):
 
     def fixed_settings(self) -> dict[str, str]:
         """What a resumed run must share with its checkpoint, by the option's name."""
-        return {"teacher": self.teacher.kind, **super().fixed_settings()}
+        own = {"teacher": self.teacher.kind}
+        if self.teacher.kind == "model":
+            own["teacher_pretrained"] = f"of weights {self._teacher_digest}"
+        return {**own, **super().fixed_settings()}
+
+    @cached_property
+    def _teacher_digest(self) -> str:
+        return digest(self.teacher.left_out())
+
+    def _backbone(self) -> dict[str, Tensor]:
+        others = {f"teacher.{name}": each for name, each in self.teacher.left_out().items()}
+        return {**super()._backbone(), **others}
 
     def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
         """The paper's algorithm box."""
@@ -131,20 +152,42 @@ class SDFTModule(ContinualModule):
         positions = self.loss_positions(rollout, skipped)
         teacher = self.score_teacher(batch, rollout, positions)  # demonstration in context
         student = self.score_student(batch, rollout, positions)  # prompt only
-        loss = distillation_loss(
+        weights = self.loss_weights(rollout, positions, skipped, student)
+        loss = self.objective(batch, rollout, positions, weights, student, teacher)
+        self.clock.lap("student")
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
+        return loss
+
+    def objective(
+        self,
+        batch: DemonstrationBatch,
+        rollout: Rollout,
+        positions: LossPositions,
+        weights: Tensor,
+        student: Tensor,
+        teacher: Tensor,
+    ) -> Tensor:
+        """The weighted divergence of the teacher and the student.
+
+        Args:
+            batch: What was asked.
+            rollout: What the student answered.
+            positions: The N tokens of it that the loss reads.
+            weights: (N,) of these tokens.
+            student: (N, D) hidden states, with gradient.
+            teacher: (N, D') hidden states.
+        """
+        return distillation_loss(
             student,
             self.student_head,
             teacher,
             self.teacher_head,
             tokens=positions.tokens,
-            weights=self.loss_weights(rollout, positions, skipped, student),
+            weights=weights,
             divergence=self.divergence,
             temperature=self.distillation_temperature,
             sequence_index=positions.rows,
         ).loss
-        self.clock.lap("student")
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
-        return loss
 
     def sample(self, batch: DemonstrationBatch) -> Rollout:
         """One completion per prompt from the student."""
@@ -223,7 +266,8 @@ class SDFTModule(ContinualModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step the student, then let the teacher follow."""
         super().optimizer_step(*args, **kwargs)
-        self.teacher.follow(self.student, self.trainer.global_step + 1)
+        if not self.step_skipped:
+            self.teacher.follow(self.student, self.trainer.global_step + 1)
         self.clock.lap("teacher_update")
 
     def _log_rollout(self, rollout: Rollout) -> None:

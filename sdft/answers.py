@@ -202,8 +202,13 @@ def final_answer(completion: str, gold: str) -> float:
     The first of the three words on the line after the last "Final answer:"; without that marker
     the last of them in the completion.
     """
+    return float(final_verdict(completion) == gold)
+
+
+def final_verdict(completion: str) -> str:
+    """The verdict that ``final_answer`` compares; empty where there is none."""
     _, marker, tail = completion.lower().rpartition("final answer:")
     if marker:
         found = _VERDICT.search(tail.partition("\n")[0])
-        return float(found is not None and found[0] == gold)
-    return float(_VERDICT.findall(tail)[-1:] == [gold])
+        return "" if found is None else found[0]
+    return "".join(_VERDICT.findall(tail)[-1:])

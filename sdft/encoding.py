@@ -47,16 +47,16 @@ class Encoder:
         hidden = [
             {
                 "role": message["role"],
-                "content": self._names.sub(lambda name: stand_in[name[0]], message["content"]),
+                "content": self._names.sub(lambda name: stand_in[name[0]], text),
             }
-            for message in messages
+            for message, text in zip(messages, texts, strict=True)
         ]
         rendered = self._tokenizer.apply_chat_template(
             hidden, add_generation_prompt=True, tokenize=False
         )
         name_of = {character: name for name, character in stand_in.items()}
-        pieces = _any_of(name_of).split(str(rendered))
-        return self._joined([name_of.get(piece) or piece for piece in pieces])
+        pieces: list[str] = _any_of(name_of).split(str(rendered))
+        return self._joined([name_of.get(piece, piece) for piece in pieces])
 
     def _joined(self, pieces: Sequence[str]) -> TokenIds:
         """Token ids of texts that alternate with names of special tokens."""

@@ -32,7 +32,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sdft.files import save_on_any_rank
+from sdft.files import TEMPORARY, flush_tree, save_on_any_rank
 from sdft.lora import BACKBONE_DTYPES, LoRA, add_adapters, merged
 from sdft.tiny import write_tiny_model
 
@@ -147,10 +147,11 @@ def staged_directory(directory: Path) -> Iterator[Path]:
     """A folder beside ``directory`` that takes its place when the block ends without an error."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     # The tempfile module would ignore the umask.
-    staging = directory.with_name(f".{directory.name}-{secrets.token_hex(8)}")
+    staging = directory.with_name(f".{directory.name}-{secrets.token_hex(8)}{TEMPORARY}")
     staging.mkdir()
     try:
         yield staging
+        flush_tree(staging)
         if directory.exists():
             shutil.rmtree(directory)
         staging.replace(directory)

@@ -24,7 +24,7 @@ class AdamW(torch.optim.AdamW):
     def __init__(self, parameters: Any, **options: Any) -> None:
         super().__init__(parameters, fused=True, **options)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update, after the closure's backward pass if there is one."""
         loss = None
         if closure is not None:

@@ -19,7 +19,12 @@ ROLES = ("system", "user", "assistant")
 
 
 def read_rows(
-    path: Path, task: str, *, needs_demonstration: bool, context_field: str | None = None
+    path: Path,
+    task: str,
+    *,
+    needs_demonstration: bool,
+    needs_answer: bool = True,
+    context_field: str | None = None,
 ) -> list[Demonstration]:
     """Read and check all rows of a JSON Lines file.
 
@@ -28,6 +33,7 @@ def read_rows(
         task: The name the rows get, whatever their own ``task`` says.
         needs_demonstration: Whether an empty or absent demonstration is an error, as it is in
             training rows.
+        needs_answer: Whether an absent answer is an error, as it is in all rows that are scored.
         context_field: Dotted path of the value that becomes the row's context, such as
             ``meta.document``; None takes the field ``context``.
 
@@ -42,6 +48,8 @@ def read_rows(
         check_fields(record, where)
         if context_field is not None:
             record = {**record, "context": _value_at(record, context_field, where)}
+        if not needs_answer:
+            record = {"answer": "none", **record}
         row = row_from(record, task, where, needs_demonstration=needs_demonstration)
         if row.id in first_place:
             raise ValueError(

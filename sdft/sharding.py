@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
@@ -34,14 +34,15 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     """
     if is_sharded(model):
         return
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
-    tied = head.weight is model.get_input_embeddings().weight
+    decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
+    embedding, head = _ends(model)
+    tied = head.weight is embedding.weight
     kinds = set(model._no_split_modules or ())
     layers = [each for each in decoder.modules() if type(each).__name__ in kinds]
     for unit in (*layers, decoder):
         fully_shard(unit, mesh=mesh, reshard_after_forward=True)
     if tied:
-        head.weight = model.get_input_embeddings().weight
+        head.weight = embedding.weight
     for name, parameter in list(head.named_parameters()):
         if not isinstance(parameter, DTensor):
             shards = distribute_tensor(parameter.detach(), mesh, [Shard(0)])
@@ -58,15 +59,20 @@ def whole_weights(model: PreTrainedModel) -> Iterator[None]:
     if not is_sharded(model):
         yield
         return
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    shards, tied = dict(head.named_parameters()), head.weight is embedding.weight
+    embedding, head = _ends(model)
+    shards = dict(head.named_parameters())
+    tied = {"weight"} if head.weight is embedding.weight else set()
     units = [each for each in model.modules() if isinstance(each, FSDPModule)]
     with torch.inference_mode(False), torch.no_grad():  # training reads the same buffers later
-        whole = {name: nn.Parameter(each.full_tensor(), False) for name, each in shards.items()}
+        whole = {
+            name: nn.Parameter(each.full_tensor(), requires_grad=False)
+            for name, each in shards.items()
+            if name not in tied
+        }
         for unit in units:
             unit.set_reshard_after_forward(False, recurse=False)
             unit.unshard()
-    _put(head, {**whole, "weight": embedding.weight} if tied else whole)
+    _put(head, whole | dict.fromkeys(tied, embedding.weight))
     try:
         yield
     finally:
@@ -120,6 +126,21 @@ class _Gather(torch.autograd.Function):
         return averaged
 
 
+def _ends(model: PreTrainedModel) -> tuple[Any, Any]:
+    """The input embedding and the output head."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return model.get_input_embeddings(), head
+
+
 def _put(layer: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
     for name, parameter in parameters.items():
         setattr(layer, name, parameter)
+
+
+def from_all_ranks(value: Any) -> list[Any]:
+    """The value of every rank, in their order; a collective where there are several."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values

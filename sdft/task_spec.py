@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sdft.generated import GENERATORS, SPLITS, Split
 from sdft.hub import check_columns
+from sdft.judge import Judge
 from sdft.prompting import TEACHER_CONTEXTS
 from sdft.scorers import get_scorer
 
@@ -48,6 +49,10 @@ class TaskSpec:
             read, such as ``meta.document``. None takes the field ``context``.
         teacher_context: What the teacher is shown of this task's rows: demonstration, context or
             both. None takes the data module's.
+        judge: The language model that grades answers, for the scorers judge_strict and
+            judge_lenient.
+        prompts_only: Train on the rows' prompts alone: a demonstration may be missing, and is left
+            out where there is one. For methods that can do without, such as re-invoke.
 
     Raises:
         ValueError: The name, the combination of sources or an option is not usable.
@@ -69,6 +74,8 @@ class TaskSpec:
     num_test: int | None = None
     context_field: str | None = None
     teacher_context: str | None = None
+    judge: Judge | None = None
+    prompts_only: bool = False
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or not self.name.strip("."):
@@ -91,7 +98,9 @@ class TaskSpec:
     def _check_scorer(self) -> None:
         try:
             if self.scorer is not None:
-                get_scorer(self.scorer)
+                get_scorer(self.scorer, self.judge)
+            elif self.judge is not None:
+                raise ValueError("a judge without a scorer; use judge_strict or judge_lenient")
         except ValueError as error:
             raise ValueError(f"task {self.name!r}: {error}") from error
 

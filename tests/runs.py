@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import sys
@@ -19,21 +20,41 @@ from tests.rows import write_task
 
 
 class KillAt(L.Callback):
-    """Kills the process the first time a hook is reached at a global step; leaves a marker.
+    """Sends the process a signal the first time a hook is reached at a global step.
 
     Args:
         hook: Name of a callback hook.
         step: Global step at which to die.
         marker: File that records the death, so that the resumed run lives.
+        number: The signal.
     """
 
-    def __init__(self, hook: str, step: int, marker: str) -> None:
+    def __init__(self, hook: str, step: int, marker: str, number: int = signal.SIGKILL) -> None:
         def die(trainer: L.Trainer, *_: object) -> None:
             if trainer.global_step == step and not Path(marker).exists():
                 Path(marker).touch()
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number)
 
         setattr(self, hook, die)
+
+
+class SmallDisk(L.Callback):
+    """From a global step on no file can grow beyond a size, as on a full disk.
+
+    Args:
+        step: The step.
+        num_bytes: The size.
+    """
+
+    def __init__(self, step: int, num_bytes: int) -> None:
+        self.step = step
+        self.num_bytes = num_bytes
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: object) -> None:
+        """Limit the process."""
+        if trainer.global_step == self.step:
+            hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.num_bytes, hard))
 
 
 class Float64(SDFTModule):

@@ -48,9 +48,9 @@ class Referenced(SDFTModule):
         return logits.double().log_softmax(-1)
 
 
-def train(module, folder, *callbacks, num_train=(6, 4), ckpt_path=None, **options):
-    """Two short tasks in sequence."""
-    specs = [
+def train(module, folder, *callbacks, num_train=(6, 4), ckpt_path=None, specs=None, **options):
+    """Two short tasks in sequence, or those of ``specs``."""
+    specs = specs or [
         write_task(folder, name, num_train=count, num_test=1)
         for name, count in zip(("one", "two"), num_train, strict=True)
     ]

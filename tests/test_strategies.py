@@ -1,10 +1,13 @@
 """Whole runs on several processes against one process with the same batches."""
 
+import inspect
 import json
 
 import lightning as L
 import pytest
 import torch
+import yaml
+from lightning.pytorch import strategies
 from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -16,10 +19,8 @@ from tests.conftest import REPOSITORY
 from tests.rows import write_task
 from tests.runs import run, run_ranks, write_config
 
-STRATEGIES = {
-    "ddp": [f"--config={REPOSITORY}/configs/strategy/ddp.yaml"],
-    "fsdp2": [f"--config={REPOSITORY}/configs/strategy/fsdp2.yaml"],
-}
+FOLDER = REPOSITORY / "configs" / "strategy"
+STRATEGIES = ("ddp", "fsdp2")
 
 
 def fit(folder, config, name, *args, num_ranks=1):
@@ -35,7 +36,7 @@ def fit(folder, config, name, *args, num_ranks=1):
 def ranks_of(strategy, number):
     """Arguments that run a strategy on so many processes."""
     sizes = [f"--trainer.strategy.data_parallel_size={number}"] if strategy == "fsdp2" else []
-    return [*STRATEGIES[strategy], *sizes, "--trainer.accelerator=cpu"]
+    return [f"--config={FOLDER}/{strategy}.yaml", *sizes, "--trainer.accelerator=cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,17 @@ def test_every_row_is_evaluated_by_one_rank(num_rows):
     rows = range(num_rows)
     shares = [Share(rank, 3).of_rows(rows) for rank in range(3)]
     assert sorted(row for share in shares for row in share) == list(rows)
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.yaml")), ids=lambda file: file.stem)
+def test_shipped_strategies_fit_their_number_of_processes(file):
+    options = yaml.safe_load(file.read_text(encoding="utf-8"))["trainer"]
+    assert set(options) <= set(inspect.signature(L.Trainer).parameters)
+    sizes = options["strategy"]["init_args"]
+    getattr(strategies, options["strategy"]["class_path"].rpartition(".")[2])(**sizes)
+    if "data_parallel_size" in sizes:
+        num_processes = options.get("num_nodes", 1) * options["devices"]
+        assert sizes["data_parallel_size"] * sizes["tensor_parallel_size"] == num_processes
 
 
 def trainer_of(rank, monkeypatch):

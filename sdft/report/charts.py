@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import matplotlib
 import torch
@@ -30,7 +31,7 @@ NAME_HEIGHT = 0.2
 COLUMNS = 3
 GRID = "#E6E6E6"
 MARKERS = "osD^vPX*"
-TEXT_IN_SVG = {"svg.fonttype": "none", "svg.hashsalt": "sdft"}
+TEXT_IN_SVG: Any = {"svg.fonttype": "none", "svg.hashsalt": "sdft"}
 
 
 @dataclass(frozen=True)

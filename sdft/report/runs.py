@@ -59,7 +59,7 @@ def read_run(folder: Path) -> Run:
     config = read_yaml(folder / "config.yaml")
     path = folder / "retention.json"
     record = read_json(path)
-    optional = {
+    optional: dict[str, Any] = {
         name: parse(folder / file) if (folder / file).is_file() else None
         for name, (file, parse) in OPTIONAL_PARTS.items()
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from sdft.report.groups import Comparison, Group
 from sdft.report.intervals import Estimate
@@ -47,9 +48,13 @@ def matrix_table(group: Group, tasks: Sequence[str]) -> Table:
         cells = [percent(each, group, own=stage == task + 1) for task, each in enumerate(estimates)]
         rows.append((name, cells))
     if any(run.test for run in group.runs):
-        test = [group.mean(lambda run, task=task: (run.test or {}).get(task)) for task in tasks]
+        test = [group.mean(partial(_on_test_rows, task)) for task in tasks]
         rows.append(("test rows, at the end", [percent(each, group) for each in test]))
     return Table("accuracy, %", tasks, rows)
+
+
+def _on_test_rows(task: str, run: Run) -> float | None:
+    return (run.test or {}).get(task)
 
 
 def retention_table(comparison: Comparison) -> Table:
@@ -70,7 +75,7 @@ def capability_table(comparison: Comparison) -> Table:
     ]
     rows = [("before training", [percent(each) for each in before])]
     for group in comparison.groups:
-        after = [group.mean(lambda run, each=each: capability(run, each)) for each in sets]
+        after = [group.mean(partial(capability, suites=each)) for each in sets]
         rows.append((group.label, [percent(each, group) for each in after]))
     return Table("prior capabilities, %", [*suites, "mean"], rows)
 
