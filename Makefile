@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install install-dev quickstart smoke test test-fast check format clean
+.PHONY: install install-dev quickstart smoke test test-fast fuzz check format lock audit clean
 
 install: $(VENV)/.installed
 
@@ -15,8 +15,8 @@ $(VENV)/.installed: requirements.txt requirements-model.txt pyproject.toml
 
 install-dev: $(VENV)/.installed-dev
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-evaluation.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt -r requirements-evaluation.txt
 	touch $@
 
 quickstart: install
@@ -31,6 +31,9 @@ test: install-dev
 test-fast: install-dev
 	$(BIN)/pytest -m "not slow"
 
+fuzz: install-dev
+	$(BIN)/python -m benchmarks.fuzz --cases 2000
+
 check: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,6 +43,17 @@ check: install-dev
 format: install-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Versions and hashes of all that requirements.txt brings, but torch: see .ci/lock.toml.
+lock: install-dev
+	$(BIN)/pip install --quiet --disable-pip-version-check uv==0.9.30
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+	    --no-header --no-annotate --config-file .ci/lock.toml --no-emit-package torch \
+	    --output-file requirements.lock requirements.txt
+
+audit: install-dev
+	$(BIN)/pip install --quiet --disable-pip-version-check pip-audit==2.9.0
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
 
 clean:
 	rm -rf $(VENV) build *.egg-info

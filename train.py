@@ -6,7 +6,7 @@ are the Trainer's own.
 
 from __future__ import annotations
 
-import shutil
+import json
 import sys
 import warnings
 from pathlib import Path
@@ -14,11 +14,27 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
 
-from callbacks import RetentionTracker, RolloutText, StageCheckpoint, StageExport, StageRollouts
+from callbacks import (
+    DriftTracker,
+    InContextCheck,
+    OpeningRates,
+    RetentionTracker,
+    RolloutText,
+    SettingsRecord,
+    SkippedSteps,
+    StageCheckpoint,
+    StageExport,
+    StopOnSignal,
+)
 from datamodules import ContinualDataModule, fit_sequence
-from datamodules.sequencing import read_counters
 from lightning_modules import ContinualModule
+from sdft.checkpoints import ResumeError, read_summary
+from sdft.failures import explained
+from sdft.files import write_text_atomically
+from sdft.run_directory import named_checkpoint, settle_run
+from sdft.run_settings import differences, run_settings
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -32,8 +48,7 @@ class RunDirectory(SaveConfigCallback):
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write ``config.yaml`` beside the other results."""
         target = Path(trainer.default_root_dir) / self.config_filename
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, target, skip_unset=False, overwrite=True, multifile=False)
+        write_text_atomically(target, self.parser.dump(self.config, skip_unset=False))
 
 
 class ContinualCLI(LightningCLI):
@@ -56,8 +71,12 @@ class ContinualCLI(LightningCLI):
         parser.add_lightning_class_args(StageCheckpoint, "checkpoint")
         parser.add_lightning_class_args(StageExport, "export")
         parser.add_lightning_class_args(RolloutText, "rollouts")
-        parser.add_lightning_class_args(StageRollouts, "stage_rollouts")
-        parser.link_arguments("model.tokenizer", "data.tokenizer", apply_on="instantiate")
+        parser.add_lightning_class_args(SkippedSteps, "skipped")
+        parser.add_lightning_class_args(OpeningRates, "openings")
+        parser.add_lightning_class_args(InContextCheck, "in_context")
+        parser.add_lightning_class_args(DriftTracker, "drift")
+        for name in ("tokenizer", "train_on"):
+            parser.link_arguments(f"model.{name}", f"data.{name}", apply_on="instantiate")
         for target in ("model.init_args.seed", "data.seed"):
             parser.link_arguments("seed_everything", target, compute_fn=int)
 
@@ -82,15 +101,33 @@ class ContinualCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         run_dir = Path(config.run_dir or CONFIGS.parent / "runs" / self._config_name(config))
         if self.config.subcommand == "fit":
-            config.ckpt_path = settle_run(run_dir, config.ckpt_path, config.overwrite)
-        elif config.ckpt_path == "last":
-            config.ckpt_path = str(run_dir / "checkpoints" / "last.ckpt")
+            config.ckpt_path = settle_run(
+                run_dir, config.ckpt_path, config.overwrite, is_first=rank_zero_only.rank == 0
+            )
+        elif config.ckpt_path:
+            config.ckpt_path = str(named_checkpoint(run_dir, config.ckpt_path))
+        resumed = self._read_resumed(config) if self.config.subcommand == "fit" else None
         config.trainer.default_root_dir = str(run_dir)
         for logger in config.trainer.logger or []:
             logger.init_args.save_dir = str(run_dir)
-            if config.ckpt_path and self.config.subcommand == "fit":
-                step = read_counters(Path(config.ckpt_path))["global_step"]
+            if resumed:
+                step = resumed["global_step"]
                 logger.dict_kwargs = {**(logger.get("dict_kwargs") or {}), "purge_step": step + 1}
+
+    def _read_resumed(self, config: Any) -> dict[str, Any] | None:
+        """The checkpoint to go on from, which must be of a run with the same settings."""
+        resolved = json.loads(self.parser.dump(self.config, format="json", skip_unset=False))
+        self.settings = run_settings(resolved["fit"])
+        if config.ckpt_path is None:
+            return None
+        resumed = read_summary(Path(config.ckpt_path))
+        if changed := differences(resumed.get("settings", {}), self.settings):
+            raise ResumeError(
+                f"the checkpoint {config.ckpt_path} is of a run with other settings (its own -> "
+                "yours):\n  " + "\n  ".join(changed) + "\nset them back, or start a new run in "
+                "another --run_dir without --ckpt_path"
+            )
+        return resumed
 
     @staticmethod
     def _config_name(config: Any) -> str:
@@ -104,7 +141,18 @@ class ContinualCLI(LightningCLI):
         **_: Any,
     ) -> None:
         """Run the sequence, then say what came out and where it lies."""
-        fit_sequence(self.trainer, model, datamodule, ckpt_path)
+        [checkpoint] = (each for each in self.trainer.callbacks if type(each) is StageCheckpoint)
+        stop = StopOnSignal(checkpoint)
+        self.trainer.callbacks += [SettingsRecord(self.settings), stop]
+        try:
+            with stop.listening():
+                fit_sequence(self.trainer, model, datamodule, ckpt_path)
+        except (ResumeError, FloatingPointError) as error:
+            raise SystemExit(f"error: {error}") from error
+        except Exception as error:
+            if message := explained(error, Path(self.trainer.default_root_dir)):
+                raise SystemExit(f"error: {message}") from error
+            raise
         if self.trainer.is_global_zero:
             sys.stdout.write(summary(self.trainer))
 
@@ -121,44 +169,6 @@ class ContinualCLI(LightningCLI):
             for name, value in sorted(self.trainer.callback_metrics.items()):
                 if name.startswith(prefix):
                     sys.stdout.write(f"{name}  {float(value):.3f}\n")
-
-
-def settle_run(run_dir: Path, ckpt_path: str | None, overwrite: bool) -> str | None:
-    """Decide whether a run starts, resumes or is refused.
-
-    Args:
-        run_dir: The run's folder.
-        ckpt_path: None, ``last``, or a file.
-        overwrite: Delete a used folder.
-
-    Returns:
-        The checkpoint to resume from, or None to start from the beginning.
-
-    Raises:
-        ValueError: The folder is used, or there is nothing to resume.
-    """
-    used = run_dir.is_dir() and any(run_dir.iterdir())
-    if ckpt_path == "last":
-        last = run_dir / "checkpoints" / "last.ckpt"
-        if last.is_file():
-            return str(last)
-        if not (run_dir / "config.yaml").is_file():
-            raise ValueError(f"nothing to resume: {last} does not exist; leave --ckpt_path out")
-        sys.stdout.write(f"{run_dir} has no checkpoint yet: starting from the beginning\n")
-        return None
-    if ckpt_path is not None:
-        read_counters(Path(ckpt_path))
-        return ckpt_path
-    if used and not overwrite:
-        raise ValueError(
-            f"the run directory {run_dir} is used; resume it with --ckpt_path last, choose another "
-            "with --run_dir, or delete it with --overwrite true"
-        )
-    if used:
-        if not (run_dir / "config.yaml").is_file():
-            raise ValueError(f"{run_dir} does not look like a run directory; delete it yourself")
-        shutil.rmtree(run_dir)
-    return None
 
 
 def summary(trainer: L.Trainer) -> str:

@@ -12,7 +12,6 @@ import torch
 
 from sdft.cost import ModelShape, operations_ratio, step_operations
 from sdft.files import write_json_atomically
-from sdft.types import DemonstrationBatch
 
 
 class CostTracker(L.Callback):
@@ -47,12 +46,7 @@ class CostTracker(L.Callback):
         self._operations = Counter(state_dict["operations"])
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: DemonstrationBatch,
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Add the step to the sums and log it."""
         if self._shape is None:

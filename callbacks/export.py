@@ -7,6 +7,7 @@ from pathlib import Path
 import lightning as L
 
 from sdft.models import save_model
+from sdft.sharding import whole_state
 
 
 class StageExport(L.Callback):
@@ -25,9 +26,10 @@ class StageExport(L.Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the student, all of it or nothing."""
         plan, stage = trainer.datamodule.plan, trainer.datamodule.stage
-        if not self.enabled or not trainer.is_global_zero:
+        if not self.enabled or trainer.global_step != plan.first_step(stage + 1):
             return
-        if trainer.global_step == plan.first_step(stage + 1):
+        state = whole_state(pl_module.student)  # all ranks take part
+        if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir) / "exports"
             target = folder / f"stage-{stage + 1}-{plan.tasks[stage]}"
-            save_model(pl_module.student, pl_module.tokenizer, target)
+            save_model(pl_module.student, pl_module.tokenizer, target, state)

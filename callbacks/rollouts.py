@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from sdft.types import DemonstrationBatch, Rollout
+from sdft.types import Rollout
 
 
 class RolloutText(L.Callback):
@@ -23,12 +23,7 @@ class RolloutText(L.Callback):
         self.num_rows = num_rows
 
     def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: DemonstrationBatch,
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Write a table of rollouts."""
         rollout: Rollout | None = pl_module.last_rollout

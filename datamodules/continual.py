@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.documents import DocumentTokenizer
+from datamodules.loaders import EvaluationLoader, Share, StageLoader
 from datamodules.tokenization import RowTokenizer
+from sdft.checkpoints import ResumeError
 from sdft.prompting import TeacherTemplate, TeacherView
 from sdft.retrieval import check_choice, choose_examples
-from sdft.stages import StagePlan
+from sdft.run_settings import differences
+from sdft.stages import Place, StagePlan
 from sdft.tasks import Task, TaskSpec, load_tasks
-from sdft.types import Demonstration, DemonstrationBatch, EvaluationBatch
+from sdft.types import Demonstration, DemonstrationBatch
+
+READERS: dict[str, type[RowTokenizer]] = {
+    "demonstrations": RowTokenizer,
+    "documents": DocumentTokenizer,
+    "prompts": RowTokenizer,
+}
 
 
 class ContinualDataModule(L.LightningDataModule):
@@ -22,10 +36,15 @@ class ContinualDataModule(L.LightningDataModule):
     Args:
         tasks: The tasks in training order.
         tokenizer: The model's tokenizer; the command line takes it from the model.
-        batch_size: Prompts per optimizer step.
+        train_on: What the method reads of training rows: demonstrations, documents (the rows'
+            contexts, raw) or prompts; the command line takes it from the model.
+        batch_size: Prompts per optimizer step, over all processes together.
         epochs_per_stage: Passes over a task's training rows in its stage.
         examples_per_stage: Examples a stage draws instead of whole passes.
-        eval_batch_size: Prompts answered at a time in evaluation.
+        replay_fraction: Training rows of earlier tasks added to every later stage, for each row
+            of its own; every earlier row is as likely as any other. Steps stay the same, batches
+            grow.
+        eval_batch_size: Prompts a process answers at a time in evaluation.
         teacher_context: What the teacher is shown besides the prompt: demonstration, context (the
             row's article alone) or both; a task may name its own.
         num_demonstrations: Demonstrations the teacher is shown: the row's own, and before it
@@ -35,7 +54,12 @@ class ContinualDataModule(L.LightningDataModule):
             dialogue_twice, paper, paper_short) or the path of a .jinja file.
         system_prompt: System message for prompts without one; null keeps the chat template's own.
         max_prompt_tokens: Longest prompt, of student and teacher.
+        min_agreement: Drop training rows whose demonstration the untrained model, with it in
+            context, gives a lower mean probability per token (geometric, 0 to 1); 0 keeps all. What
+            was dropped is in the run's dropped.json.
         overlong: What happens to a row that is longer: error, or drop (reported).
+        evaluated_as: Whose prompts are answered in evaluation: student, or teacher, with the
+            article in the prompt (oracle RAG) or the demonstration (how good the teacher is).
         data_seed: Seed of generated rows and of subsets, the same in all runs to be compared.
         seed: Seed of the training order; follows seed_everything.
     """
@@ -45,9 +69,11 @@ class ContinualDataModule(L.LightningDataModule):
         tasks: list[TaskSpec],
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
+        train_on: str = "demonstrations",
         batch_size: int = 32,
         epochs_per_stage: int = 1,
         examples_per_stage: int | None = None,
+        replay_fraction: float = 0.0,
         eval_batch_size: int = 32,
         teacher_context: str = "both",
         num_demonstrations: int = 1,
@@ -55,7 +81,9 @@ class ContinualDataModule(L.LightningDataModule):
         teacher_template: str = "paper",
         system_prompt: str | None = None,
         max_prompt_tokens: int = 1024,
+        min_agreement: float = 0.0,
         overlong: str = "error",
+        evaluated_as: str = "student",
         data_seed: int = 0,
         seed: int = 0,
     ) -> None:
@@ -70,27 +98,92 @@ class ContinualDataModule(L.LightningDataModule):
             num_demonstrations=num_demonstrations,
             examples_per_stage=1 if examples_per_stage is None else examples_per_stage,
         )
-        self.reader = RowTokenizer(
+        if not 0.0 <= replay_fraction < math.inf:
+            raise ValueError(f"data.replay_fraction is {replay_fraction}; it must be 0 or more")
+        if not 0.0 <= min_agreement < 1.0:
+            raise ValueError(f"data.min_agreement is {min_agreement}; it must lie in [0, 1)")
+        _check_prompts(tasks, train_on, replay_fraction)
+        self.train_on = train_on
+        self.reader = READERS[train_on](
             tokenizer,
             _views(tasks, TeacherTemplate.load(teacher_template), teacher_context),
             system_prompt=system_prompt,
             max_prompt_tokens=max_prompt_tokens,
             overlong=overlong,
+            evaluated_as=evaluated_as,
         )
         self.tasks = tuple(map(self.reader.fitting, load_tasks(tasks, data_seed)))
         self._show_examples(num_demonstrations - 1, demonstration_choice, seed)
         self.eval_batch_size = eval_batch_size
-        self.plan = _plan(self.tasks, batch_size, epochs_per_stage, examples_per_stage, seed)
+        self.min_agreement = min_agreement
+        self.plan = StagePlan(
+            tasks=tuple(task.name for task in self.tasks),
+            num_rows=(),
+            num_examples=(),
+            batch_size=batch_size,
+            seed=seed,
+            replay_fraction=replay_fraction,
+        )
+        self._budget = (epochs_per_stage, examples_per_stage)
+        self.drop_rows({})
         # Both are set by the sequencer from the counters; None while no sequence is running.
         self.stage = 0
         self.num_stages_done: int | None = None
 
+    def state_dict(self) -> dict[str, Any]:
+        """What tells the rows of a checkpoint's run from others."""
+        return {"rows": self._digests}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on with other rows; evaluating a checkpoint on any rows is fine.
+
+        Raises:
+            ResumeError: Rows that the checkpoint's run knew have changed.
+        """
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        if fitting and (changed := differences(state_dict["rows"], self._digests)):
+            raise ResumeError(
+                "the data is not what the checkpoint's run had; digests of the rows in task.split "
+                f"that differ: {'; '.join(changed)}. Restore it, or start a new run"
+            )
+
+    @cached_property
+    def _digests(self) -> dict[str, dict[str, str]]:
+        return {task.name: task.digests() for task in self.tasks}
+
+    def drop_rows(self, dropped: Mapping[str, Collection[str]]) -> None:
+        """Leave training rows out, before training: task -> their ids.
+
+        Raises:
+            ValueError: A task has no training row left.
+        """
+        epochs, examples = self._budget
+        kept = []
+        for task in self.tasks:
+            ids = dropped.get(task.name, ())
+            kept.append(replace(task, train=tuple(row for row in task.train if row.id not in ids)))
+            if not kept[-1].train:
+                raise ValueError(
+                    f"task {task.name!r}: the teacher agrees with no demonstration as far as "
+                    f"data.min_agreement = {self.min_agreement}; lower it, or look at the rows"
+                )
+        self.tasks = tuple(kept)
+        num_rows = tuple(len(task.train) for task in self.tasks)
+        num_examples = tuple(examples or rows * epochs for rows in num_rows)
+        self.plan = replace(self.plan, num_rows=num_rows, num_examples=num_examples)
+
+    def score(self, completion: str, row: Demonstration) -> float:
+        """A completion's score by the rule of the row's task."""
+        scorers = {task.name: task.scorer for task in self.tasks}
+        return scorers[row.task](completion, row)
+
     def train_dataloader(self) -> StageLoader:
-        """The current stage's batches."""
-        rows = self.tasks[self.stage].train
-        return StageLoader(
-            self.plan, self.stage, lambda batch: self.reader.train_batch(rows, batch)
-        )
+        """This process's part of the current stage's batches."""
+        return StageLoader(self.plan, self.stage, self._share, self._train_batch)
+
+    def _train_batch(self, places: Sequence[Place], num_lent: int) -> DemonstrationBatch:
+        rows = [self.tasks[task].train[row] for task, row in places]
+        return self.reader.train_batch(rows, num_lent)
 
     def val_dataloader(self) -> list[EvaluationLoader]:
         """One loader per task, in training order."""
@@ -107,7 +200,7 @@ class ContinualDataModule(L.LightningDataModule):
     def _show_examples(self, num_examples: int, choice: str, seed: int) -> None:
         """Show the teacher other rows too, after which a row may no longer fit."""
         check_choice(choice)
-        if num_examples:
+        if num_examples and self.train_on == "demonstrations":
             self.reader = self.reader.showing(
                 {
                     task.name: choose_examples(task.train, num_examples, choice, seed)
@@ -116,70 +209,19 @@ class ContinualDataModule(L.LightningDataModule):
             )
             self.tasks = tuple(map(self.reader.fitting, self.tasks))
 
+    @property
+    def _share(self) -> Share:
+        """All rows where no trainer runs several processes."""
+        if self.trainer is None:
+            return Share()
+        return Share(self.trainer.global_rank, self.trainer.world_size)
+
     def _evaluation(self, task: Task, rows: Sequence[Demonstration]) -> EvaluationLoader:
         return EvaluationLoader(
-            rows, self.eval_batch_size, lambda batch: self.reader.evaluation_batch(task, batch)
+            self._share.of_rows(rows),
+            self.eval_batch_size,
+            lambda batch: self.reader.evaluation_batch(task, batch),
         )
-
-
-class StageLoader:
-    """The batches of one stage; its state is how many it has given.
-
-    Args:
-        plan: The sequence of stages.
-        stage: The stage to serve.
-        collate: Makes a batch from row indices.
-    """
-
-    def __init__(
-        self, plan: StagePlan, stage: int, collate: Callable[[list[int]], DemonstrationBatch]
-    ) -> None:
-        self._plan = plan
-        self._stage = stage
-        self._collate = collate
-        self._num_given = 0
-
-    def __len__(self) -> int:
-        """Batches of the whole stage, those already given included."""
-        return self._plan.steps_in_stage(self._stage)
-
-    def __iter__(self) -> Iterator[DemonstrationBatch]:
-        """The batches not yet given."""
-        for indices in self._plan.batches(self._stage, self._num_given):
-            self._num_given += 1
-            yield self._collate(indices)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs to go on with the next batch."""
-        return {"stage": self._stage, "num_given": self._num_given}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind the batches a checkpoint has seen; another stage's state is ignored."""
-        if state["stage"] == self._stage:
-            self._num_given = state["num_given"]
-
-
-class EvaluationLoader:
-    """A task's rows in order, in batches."""
-
-    def __init__(
-        self,
-        rows: Sequence[Demonstration],
-        batch_size: int,
-        collate: Callable[[Sequence[Demonstration]], EvaluationBatch],
-    ) -> None:
-        self._rows = rows
-        self._batch_size = batch_size
-        self._collate = collate
-
-    def __len__(self) -> int:
-        """Number of batches."""
-        return -(-len(self._rows) // self._batch_size)
-
-    def __iter__(self) -> Iterator[EvaluationBatch]:
-        """The batches, the last one maybe smaller."""
-        for start in range(0, len(self._rows), self._batch_size):
-            yield self._collate(self._rows[start : start + self._batch_size])
 
 
 def _require_positive(**options: int) -> None:
@@ -188,26 +230,26 @@ def _require_positive(**options: int) -> None:
             raise ValueError(f"data.{name} is {value}; it must be at least 1")
 
 
+def _check_prompts(specs: Sequence[TaskSpec], train_on: str, replay_fraction: float) -> None:
+    """Refuse prompts without demonstrations where a method would imitate them."""
+    if train_on not in READERS:
+        raise ValueError(f"data.train_on is {train_on}; it must be one of {', '.join(READERS)}")
+    for spec in specs:
+        if spec.prompts_only and train_on != "prompts":
+            raise ValueError(
+                f"task {spec.name!r} has prompts_only, and this method trains on {train_on}; take "
+                "prompts_only out, or use a method that needs none, such as ReinvokeModule"
+            )
+        if spec.prompts_only and replay_fraction:
+            raise ValueError(
+                f"task {spec.name!r} has prompts_only, and data.replay_fraction is "
+                f"{replay_fraction}: stages with and without demonstrations do not mix; set it to 0"
+            )
+
+
 def _views(
     specs: Sequence[TaskSpec], template: TeacherTemplate, teacher_context: str
 ) -> dict[str, TeacherView]:
     return {
         spec.name: TeacherView(template, spec.teacher_context or teacher_context) for spec in specs
     }
-
-
-def _plan(
-    tasks: Sequence[Task],
-    batch_size: int,
-    epochs_per_stage: int,
-    examples_per_stage: int | None,
-    seed: int,
-) -> StagePlan:
-    num_rows = tuple(len(task.train) for task in tasks)
-    return StagePlan(
-        tasks=tuple(task.name for task in tasks),
-        num_rows=num_rows,
-        num_examples=tuple(examples_per_stage or rows * epochs_per_stage for rows in num_rows),
-        batch_size=batch_size,
-        seed=seed,
-    )

@@ -7,16 +7,14 @@ checkpoint whose global step is a stage's first step lies between two stages.
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import lightning as L
-import torch
 
 from datamodules.continual import ContinualDataModule
+from datamodules.filtering import drop_disagreeing
+from sdft.checkpoints import ResumeError, read_counters
 from sdft.stages import StagePlan
 
 
@@ -55,11 +53,17 @@ def fit_sequence(
         ckpt_path: Go on from this checkpoint; the result equals an uninterrupted run's.
 
     Raises:
-        ValueError: The trainer limits steps in a way that breaks the stages, or the checkpoint
-            cannot be read or belongs to another sequence.
+        ValueError: The trainer limits steps in a way that breaks the stages, its processes do
+            not share a batch evenly, or the checkpoint cannot be read or belongs to another
+            sequence.
     """
     _check_trainer(trainer)
+    if datamodule.min_agreement:
+        module.to(trainer.strategy.root_device)
+        report = Path(trainer.default_root_dir) / "dropped.json"
+        drop_disagreeing(datamodule, module.student, report, resumed=ckpt_path is not None)
     plan = datamodule.plan
+    _check_ranks(trainer.world_size, plan.batch_size)
     num_done = 0
     if ckpt_path is not None:
         stage = read_resume_point(Path(ckpt_path), plan).last_started
@@ -78,47 +82,19 @@ def read_resume_point(path: Path, plan: StagePlan) -> ResumePoint:
     """Read a checkpoint's counters.
 
     Raises:
-        ValueError: The file is missing, truncated, not a checkpoint, or of another sequence.
+        ResumeError: The file is missing, truncated, not a checkpoint, or of another sequence.
     """
     counters = read_counters(path)
     stage, step = counters["epoch"], counters["global_step"]
     if stage > plan.num_stages or not (
         plan.first_step(stage) <= step <= plan.first_step(min(stage + 1, plan.num_stages))
     ):
-        raise ValueError(
+        raise ResumeError(
             f"the checkpoint {path} was made by another sequence of tasks: it stands at stage "
             f"{stage}, step {step}; this configuration begins that stage at step "
             f"{plan.first_step(min(stage, plan.num_stages))}"
         )
     return ResumePoint(stage, step > plan.first_step(stage), step)
-
-
-def read_counters(path: Path) -> dict[str, int]:
-    """``epoch`` and ``global_step`` of a checkpoint, without reading its tensors.
-
-    Raises:
-        ValueError: The file is missing, truncated or not a checkpoint.
-    """
-    if not path.is_file():
-        raise ValueError(f"the checkpoint {path} does not exist")
-    try:
-        checkpoint: dict[str, Any] = torch.load(
-            path, map_location="cpu", mmap=True, weights_only=True
-        )
-        return {name: int(checkpoint[name]) for name in ("epoch", "global_step")}
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        KeyError,
-        TypeError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ) as error:
-        raise ValueError(
-            f"the checkpoint {path} is truncated or not a checkpoint ({error}); resume from "
-            "another file in its folder with --ckpt_path FILE"
-        ) from error
 
 
 def _fit_stage(
@@ -161,3 +137,11 @@ def _check_trainer(trainer: L.Trainer) -> None:
     for name, (value, default, instead) in expected.items():
         if value != default:
             raise ValueError(f"trainer.{name} is {value}; leave it and set {instead} instead")
+
+
+def _check_ranks(num_ranks: int, batch_size: int) -> None:
+    if batch_size % num_ranks:
+        raise ValueError(
+            f"data.batch_size is {batch_size}, the prompts of an optimizer step over all "
+            f"processes, of which there are {num_ranks}; set it to a multiple of {num_ranks}"
+        )

@@ -9,9 +9,10 @@ from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
+from sdft.encoding import Encoder
 from sdft.prompting import TeacherView, student_messages
 from sdft.tasks import Task
-from sdft.types import Demonstration, DemonstrationBatch, EvaluationBatch, Message, TokenIds
+from sdft.types import Demonstration, DemonstrationBatch, EvaluationBatch, TokenIds
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +26,10 @@ class RowTokenizer:
         system_prompt: System message for prompts without one; None keeps the template's own.
         max_prompt_tokens: Longest prompt, of student and teacher.
         overlong: ``error`` or ``drop``.
+        evaluated_as: Whose prompts are answered in evaluation, ``student`` or ``teacher``.
 
     Raises:
-        ValueError: ``overlong`` is neither.
+        ValueError: ``overlong`` or ``evaluated_as`` is neither.
     """
 
     def __init__(
@@ -38,14 +40,21 @@ class RowTokenizer:
         system_prompt: str | None,
         max_prompt_tokens: int,
         overlong: str,
+        evaluated_as: str,
     ) -> None:
         if overlong not in ("error", "drop"):
             raise ValueError(f"data.overlong is {overlong!r}; it must be error or drop")
-        self._tokenizer = tokenizer
+        if evaluated_as not in ("student", "teacher"):
+            raise ValueError(
+                f"data.evaluated_as is {evaluated_as!r}; it must be student or teacher"
+            )
+        self._tokenizer, self._encoder = tokenizer, Encoder(tokenizer)
+        self._end_id = int(tokenizer.eos_token_id)
         self._views = views
         self._system_prompt = system_prompt
         self._max_prompt_tokens = max_prompt_tokens
         self._overlong = overlong
+        self._evaluated_as = evaluated_as
 
     def showing(
         self, examples: Mapping[str, Mapping[str, Sequence[Demonstration]]]
@@ -59,25 +68,33 @@ class RowTokenizer:
 
     def student_prompt(self, row: Demonstration) -> TokenIds:
         """The prompt up to the assistant's turn."""
-        return self._encode(student_messages(row, self._system_prompt))
+        return self._encoder.encode_chat(student_messages(row, self._system_prompt))
 
     def teacher_prompt(self, row: Demonstration) -> TokenIds:
-        """The prompt with the privileged information in context, up to the assistant's turn."""
-        return self._encode(self._views[row.task].messages(row, self._system_prompt))
+        """The prompt with the privileged information in context, up to the assistant's turn.
+
+        A row of a prompt alone is read as the student reads it.
+        """
+        if not row.demonstration:
+            return self.student_prompt(row)
+        return self._encoder.encode_chat(self._views[row.task].messages(row, self._system_prompt))
 
     def demonstration(self, row: Demonstration) -> TokenIds:
         """The demonstration as an assistant's turn, with the token that ends it."""
-        ids = self._tokenizer(row.demonstration, add_special_tokens=False)["input_ids"]
-        return [*ids, self._tokenizer.eos_token_id]
+        return [*self._encoder.encode(row.demonstration), self._end_id]
 
-    def train_batch(self, rows: Sequence[Demonstration], indices: list[int]) -> DemonstrationBatch:
-        """Collate the rows at ``indices``."""
-        chosen = tuple(rows[index] for index in indices)
+    def _evaluated_prompt(self, row: Demonstration) -> TokenIds:
+        as_teacher = self._evaluated_as == "teacher"
+        return self.teacher_prompt(row) if as_teacher else self.student_prompt(row)
+
+    def train_batch(self, rows: Sequence[Demonstration], num_lent: int = 0) -> DemonstrationBatch:
+        """Collate training rows, the last ``num_lent`` of which bear no loss."""
         return DemonstrationBatch(
-            rows=chosen,
-            student_prompts=[self.student_prompt(row) for row in chosen],
-            teacher_prompts=[self.teacher_prompt(row) for row in chosen],
-            demonstrations=[self.demonstration(row) for row in chosen],
+            rows=tuple(rows),
+            student_prompts=[self.student_prompt(row) for row in rows],
+            teacher_prompts=[self.teacher_prompt(row) for row in rows],
+            demonstrations=[self.demonstration(row) for row in rows],
+            num_lent=num_lent,
         )
 
     def evaluation_batch(self, task: Task, rows: Sequence[Demonstration]) -> EvaluationBatch:
@@ -85,7 +102,7 @@ class RowTokenizer:
         return EvaluationBatch(
             task=task.name,
             rows=tuple(rows),
-            prompts=[self.student_prompt(row) for row in rows],
+            prompts=[self._evaluated_prompt(row) for row in rows],
             scorer=task.scorer,
         )
 
@@ -112,7 +129,7 @@ class RowTokenizer:
         kept = []
         for row in rows:
             prompts = {"student": self.student_prompt(row)}
-            if split == "train":
+            if split == "train" or self._evaluated_as == "teacher":
                 prompts["teacher"] = self.teacher_prompt(row)
             reader, prompt = max(prompts.items(), key=lambda item: len(item[1]))
             if len(prompt) <= self._max_prompt_tokens:
@@ -138,10 +155,3 @@ class RowTokenizer:
                 f"{self._max_prompt_tokens}"
             )
         return tuple(kept)
-
-    def _encode(self, messages: list[Message]) -> TokenIds:
-        encoded = self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True
-        )
-        ids: TokenIds = encoded["input_ids"]
-        return ids

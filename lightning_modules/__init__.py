@@ -1,7 +1,25 @@
 """Methods of continual learning, one LightningModule each."""
 
 from lightning_modules.base import ContinualModule
+from lightning_modules.cpt import CPTModule
+from lightning_modules.dft import DFTModule
+from lightning_modules.kl_penalty import KLPenaltyModule
+from lightning_modules.on_policy import OnPolicyDistillationModule, ReinvokeModule
+from lightning_modules.rewarded import RewardedSDFTModule
 from lightning_modules.sdft import SDFTModule
 from lightning_modules.sft import SFTModule
+from lightning_modules.teacher_samples import OfflineDistillationModule, TeacherSFTModule
 
-__all__ = ["ContinualModule", "SDFTModule", "SFTModule"]
+__all__ = [
+    "CPTModule",
+    "ContinualModule",
+    "DFTModule",
+    "KLPenaltyModule",
+    "OfflineDistillationModule",
+    "OnPolicyDistillationModule",
+    "ReinvokeModule",
+    "RewardedSDFTModule",
+    "SDFTModule",
+    "SFTModule",
+    "TeacherSFTModule",
+]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
 
@@ -11,22 +12,28 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed
-from torchmetrics import MeanMetric
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
+from lightning_modules.options import require, require_above, require_at_least
 from sdft.cost import LapClock
 from sdft.engines import make_engine
+from sdft.gradients import gradients_are_finite
 from sdft.head import VocabularyHead
 from sdft.lora import LoRA, backbone_state, digest, trained_parameters
 from sdft.losses import reduction_weights
 from sdft.micro_batches import hidden_states_in_parts
-from sdft.models import load_model
+from sdft.models import LoadedModel, load_model
+from sdft.optimizer import AdamW
 from sdft.packing import like_parameters, store_by_columns
 from sdft.rollout import RolloutRequest, SamplingSettings
+from sdft.schedule import WarmupCosine
 from sdft.scoring import LossPositions
+from sdft.sharding import shard, whole_weights
 from sdft.stages import StagePlan, mix_seed
-from sdft.types import EvaluationBatch, Rollout, TokenIds
+from sdft.types import DemonstrationBatch, EvaluationBatch, Rollout, TokenIds
 
+SCORED_AT_ONCE = 8  # answers; a judge is waited for
 DROPOUT = 1  # tells the seed of dropout from that of the rollouts
 
 
@@ -61,6 +68,7 @@ class ContinualModule(L.LightningModule):
     """
 
     method_name = "none"
+    train_on = "demonstrations"  # what it reads of training rows: these, documents or prompts
     reduction: str  # what the loss averages over, one of sdft.losses.REDUCTIONS
 
     def __init__(
@@ -82,23 +90,15 @@ class ContinualModule(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        require(learning_rate > 0, "learning_rate", learning_rate, "above 0")
-        require(weight_decay >= 0, "weight_decay", weight_decay, "0 or more")
-        require(warmup_steps >= 0, "warmup_steps", warmup_steps, "0 or more")
-        whole = micro_batch_size is None
-        require(whole or micro_batch_size >= 1, "micro_batch_size", micro_batch_size, "1 or more")
+        require_above(0, learning_rate=learning_rate)
+        require_at_least(0, weight_decay=weight_decay, warmup_steps=warmup_steps)
+        require_at_least(1, micro_batch_size=micro_batch_size)
         source = {"revision": revision, "trust_remote_code": trust_remote_code}
         loaded = load_model(pretrained, **source, lora=lora, seed=seed)
-        if activation_checkpointing:  # takes effect in training mode alone, never in rollouts
-            loaded.model.activation_checkpointing_enable({"use_reentrant": False})
-        self.student = loaded.model.train()
-        self.student_head = VocabularyHead.of(self.student)
-        self.tokenizer = loaded.tokenizer
-        self.end_ids = loaded.end_ids
+        self._take_on(loaded, activation_checkpointing)
         self.model_name, self.lora = pretrained, lora
         self.micro_batch_size = micro_batch_size
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup_steps = warmup_steps
         self.greedy = SamplingSettings(
             max_completion_tokens, temperature=0.0, stop_strings=tuple(stop_strings or ())
@@ -107,7 +107,18 @@ class ContinualModule(L.LightningModule):
         self.seed = seed
         self.last_rollout: Rollout | None = None  # of the last training step, for callbacks
         self.clock = LapClock()  # seconds of its phases, for callbacks
-        self._accuracies: dict[str, MeanMetric] = {}
+        self.step_skipped = False  # whether it moved nothing, for callbacks
+        self._num_lent = 0  # of the batch in training
+        self._scores: dict[str, list[float]] = {}  # of this rank's rows, by task
+        self._evaluation = ExitStack()  # what an evaluation is run in
+
+    def _take_on(self, loaded: LoadedModel, activation_checkpointing: bool) -> None:
+        """Hold the model as the student."""
+        if activation_checkpointing:  # takes effect in training mode alone, never in rollouts
+            loaded.model.activation_checkpointing_enable({"use_reentrant": False})
+        self.student = loaded.model.train()
+        self.student_head = VocabularyHead.of(self.student)
+        self.tokenizer, self.end_ids = loaded.tokenizer, loaded.end_ids
 
     @property
     def plan(self) -> StagePlan:
@@ -119,22 +130,46 @@ class ContinualModule(L.LightningModule):
         """The stage in training, from 0."""
         return self.trainer.datamodule.stage
 
+    def setup(self, stage: str) -> None:
+        """Check that the data module reads rows as this method needs them.
+
+        Raises:
+            ValueError: It does not (``stage`` is Lightning's: fit, validate, …).
+        """
+        found = self.trainer.datamodule.train_on
+        if stage == "fit" and found != self.train_on:
+            raise ValueError(
+                f"data.train_on is {found}, and {type(self).__name__} trains on {self.train_on}: "
+                f"pass train_on={self.train_on!r} to the data module"
+            )
+
     def at_stage_start(self) -> bool:
         """Whether no optimizer step of the current stage has been taken yet."""
         return self.trainer.global_step == self.plan.first_step(self.stage)
 
     def configure_model(self) -> None:
-        """On a processor, store the weights in the order that decoding reads them."""
-        if self.trainer.strategy.root_device.type == "cpu":
+        """Lay the weights out as the strategy and the device want them.
+
+        A strategy with a device mesh has student and teacher shared out over its ranks; on a
+        processor, weights are stored in the order that decoding reads them.
+        """
+        if self.device_mesh is not None:
+            self._shard(self.device_mesh)
+        elif self.trainer.strategy.root_device.type == "cpu":
             store_by_columns(self)
+
+    def _shard(self, mesh: DeviceMesh) -> None:
+        require(self.lora is None, "lora", self.lora, "null where weights are sharded; use ddp")
+        size = mesh["tensor_parallel"].size()
+        require(size == 1, "tensor_parallel_size, of the strategy,", size, "1")
+        for each in list(self.modules()):
+            if isinstance(each, PreTrainedModel) and each.get_output_embeddings() is not None:
+                shard(each, mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """A fresh AdamW and cosine schedule for the current stage."""
-        optimizer = torch.optim.AdamW(
-            trained_parameters(self.student),
-            lr=self.learning_rate,
-            weight_decay=self.weight_decay,
-            fused=True,
+        optimizer = AdamW(
+            trained_parameters(self.student), lr=self.learning_rate, weight_decay=self.weight_decay
         )
         schedule = WarmupCosine(self.warmup_steps, self.plan.steps_in_stage(self.stage))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
@@ -154,18 +189,20 @@ class ContinualModule(L.LightningModule):
         return hidden_states_in_parts(model, prompts, completions, positions, self.micro_batch_size)
 
     def token_weights(self, rows: Tensor, num_sequences: int) -> Tensor:
-        """(N,) weights of loss tokens: the reduction over the sequences of all ranks.
+        """(N,) weights of loss tokens: the reduction over the sequences of all ranks; 0 if lent.
 
         Args:
             rows: (N,) the sequence of this rank that each token belongs to.
             num_sequences: Sequences of this rank.
         """
-        totals, num_ranks = torch.tensor([len(rows), num_sequences], device=self.device), 1
+        num_own = num_sequences - self._num_lent
+        own = rows < num_own
+        totals, num_ranks = torch.tensor([int(own.sum()), num_own], device=self.device), 1
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(totals)
             num_ranks = distributed.get_world_size()
         num_tokens, num_sequences = totals.tolist()
-        return reduction_weights(
+        return own * reduction_weights(
             self.reduction,
             rows,
             num_sequences,
@@ -199,7 +236,8 @@ class ContinualModule(L.LightningModule):
                     f"configuration has {asked}: set model.{name} to what the checkpoint has, or "
                     "start a new run without --ckpt_path"
                 )
-        checkpoint["state_dict"].update(self._backbone())
+        for name, tensor in self._backbone().items():
+            checkpoint["state_dict"][name] = tensor
         for optimizer in checkpoint.get("optimizer_states", ()):
             like_parameters(optimizer["state"], trained_parameters(self.student))
 
@@ -213,8 +251,9 @@ class ContinualModule(L.LightningModule):
     def _backbone_digest(self) -> str:
         return digest(self._backbone())
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(self, batch: DemonstrationBatch, *_: Any) -> None:
         """Start the clock; make dropout's noise a function of the counters, as the rollouts' is."""
+        self._num_lent = batch.num_lent
         self.clock.start(self.device)
         parts = (self.trainer.global_step, self.trainer.global_rank, DROPOUT)
         torch.manual_seed(mix_seed(self.seed, *parts))
@@ -222,6 +261,17 @@ class ContinualModule(L.LightningModule):
     def on_after_backward(self) -> None:
         """Attribute the time to the backward pass."""
         self.clock.lap("backward")
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Note whether the loss is a number."""
+        self._loss_is_finite = bool(loss.detach().isfinite())
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Skip a step whose loss or gradient is NaN or infinite on any rank: nothing moves."""
+        finite = self._loss_is_finite and gradients_are_finite(self.student)
+        self.step_skipped = not self.trainer.strategy.reduce_boolean_decision(finite)
+        if self.step_skipped:
+            optimizer.zero_grad()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step the student."""
@@ -231,26 +281,31 @@ class ContinualModule(L.LightningModule):
     def rollout_seeds(self, num_rows: int, *stream: int) -> list[int]:
         """A seed for every rollout of this optimizer step: a function of the counters alone.
 
+        It follows a row's place in the batch of all ranks, of which rank r of n has places r,
+        r + n, r + 2n, …: completions do not depend on the number of ranks.
+
         Args:
             num_rows: Rollouts on this rank.
             stream: Tells other samples than the step's own rollouts apart.
         """
-        first = self.trainer.global_rank * num_rows
-        step = self.trainer.global_step
-        return [mix_seed(self.seed, step, first + row, *stream) for row in range(num_rows)]
+        rank, num_ranks = self.trainer.global_rank, self.trainer.world_size
+        places = range(rank, rank + num_rows * num_ranks, num_ranks)
+        return [mix_seed(self.seed, self.trainer.global_step, each, *stream) for each in places]
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the last evaluation."""
-        self._accuracies = {}
+        """Forget the last evaluation; gather the weights once for all batches, if sharded."""
+        self._scores = {}
+        self._evaluation.enter_context(whole_weights(self.student))
 
     def validation_step(
         self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0
-    ) -> list[tuple[str, float]]:
-        """Answer greedily; each row's answer and its score, for callbacks."""
+    ) -> dict[str, list[Any]]:
+        """Answer greedily and score the answers; callbacks are given both."""
         return self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Publish ``accuracy/<task>`` for the callbacks; the retention tracker writes it."""
+        self._evaluation.close()
         self._log_accuracies("accuracy")
 
     on_test_epoch_start = on_validation_epoch_start
@@ -258,57 +313,25 @@ class ContinualModule(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Publish ``test_accuracy/<task>``."""
+        self._evaluation.close()
         self._log_accuracies("test_accuracy")
 
-    def _evaluate(self, batch: EvaluationBatch) -> list[tuple[str, float]]:
-        rollout = self.rollout_engine(
-            self.student,
-            RolloutRequest(
-                batch.prompts,
-                self.greedy,
-                end_ids=self.end_ids,
-                decode=self.tokenizer.decode,
-            ),
-        )
+    def _evaluate(self, batch: EvaluationBatch) -> dict[str, list[Any]]:
+        decode = self.tokenizer.decode
+        request = RolloutRequest(batch.prompts, self.greedy, self.end_ids, decode=decode)
+        rollout = self.rollout_engine(self.student, request)
         answers = self.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
-        accuracy = self._accuracies.setdefault(batch.task, MeanMetric().to(self.device))
-        scores = [
-            batch.scorer(answer, row) for row, answer in zip(batch.rows, answers, strict=True)
-        ]
-        for score in scores:
-            accuracy.update(score)
-        return list(zip(answers, scores, strict=True))
+        with ThreadPoolExecutor(SCORED_AT_ONCE) as pool:
+            scores = list(pool.map(batch.scorer, answers, batch.rows))
+        self._scores.setdefault(batch.task, []).extend(scores)
+        return {"answers": answers, "scores": scores}
 
     def _log_accuracies(self, prefix: str) -> None:
-        for task, accuracy in self._accuracies.items():
-            self.log(f"{prefix}/{task}", accuracy.compute(), logger=False, sync_dist=False)
-
-
-class WarmupCosine:
-    """Factor of the peak learning rate: linear warm-up, then a cosine to zero.
-
-    Args:
-        warmup_steps: Steps of warm-up, cut to the stage's length.
-        num_steps: Optimizer steps of the stage.
-    """
-
-    def __init__(self, warmup_steps: int, num_steps: int) -> None:
-        self.warmup_steps = min(warmup_steps, num_steps)
-        self.num_steps = num_steps
-
-    def __call__(self, step: int) -> float:
-        """Factor for the stage's step ``step``, from 0."""
-        if step < self.warmup_steps:
-            return (step + 1) / (self.warmup_steps + 1)
-        remaining = max(self.num_steps - self.warmup_steps, 1)
-        return 0.5 * (1 + math.cos(math.pi * min((step - self.warmup_steps) / remaining, 1.0)))
-
-
-def require(holds: bool, name: str, value: object, expected: str) -> None:
-    """Refuse an option's value.
-
-    Raises:
-        ValueError: ``holds`` is false; names the option, its value and what is expected.
-    """
-    if not holds:
-        raise ValueError(f"model.{name} is {value}; it must be {expected}")
+        """Mean score of each task over the rows of all ranks, of which some may have none."""
+        tasks = self.plan.tasks
+        own = [self._scores.get(task, []) for task in tasks]
+        totals = torch.tensor([(sum(each), float(len(each))) for each in own], device=self.device)
+        totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
+        for task, (score, num_rows) in zip(tasks, totals, strict=True):
+            if num_rows:
+                self.log(f"{prefix}/{task}", score / num_rows, logger=False, sync_dist=False)

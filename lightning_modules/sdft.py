@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_modules.base import ContinualModule, require
-from sdft.divergences import Divergence
-from sdft.losses import (
-    DIVERGENCES,
-    REDUCTIONS,
-    effective_sample_size,
-    importance_weights,
-    make_divergence,
+from lightning_modules.base import ContinualModule
+from lightning_modules.options import (
+    checked_divergence,
+    checked_reduction,
+    require_above,
+    require_at_least,
 )
+from sdft.lora import digest
+from sdft.losses import effective_sample_size, importance_weights
 from sdft.objective import distillation_loss, token_logprobs
-from sdft.openings import WATCHED_OPENINGS, Openings
-from sdft.rollout import RolloutRequest, SamplingSettings, sample
+from sdft.openings import Openings
+from sdft.rollout import RolloutRequest
 from sdft.scoring import LossPositions
-from sdft.teacher import make_teacher
+from sdft.separate_teacher import make_any_teacher
 from sdft.types import DemonstrationBatch, Rollout
-
-TEACHER_STREAM = 1  # sampling noise apart from the student's
 
 
 class SDFTModule(ContinualModule):
@@ -56,16 +54,16 @@ class SDFTModule(ContinualModule):
             rao_blackwellised they still pass the score of what follows them.
         opening_phrases_to_skip: A completion that begins with one of these phrases carries no
             loss up to the phrase's end, whatever its case; the longer of the two masks holds.
-        teacher_samples_every: Optimizer steps between two measurements of how often the teacher's
-            own completions begin with a watched phrase (a few sampled tokens); 0 for none. The
-            student's rate is logged at every step.
         teacher: Whose weights teach: ema, an average that follows the student (the paper's
             choice); stage_start, the student as the stage began; base, the model before any
-            training; student, the live student.
+            training; student, the live student; model, the one that teacher_pretrained names.
+        teacher_pretrained: For model: what to load, as pretrained; it needs the student's tokens.
         teacher_rate: For ema: share of the student taken over per update; null for 0.01.
         teacher_update_every: For ema: optimizer steps between two updates; null for 1.
         reset_teacher: For ema: start every stage's average from the student; off, it goes on
             across stages; null for on, the paper's choice.
+        probe_teacher: Before each stage, and in validate, compare the answers of student and
+            teacher, and warn where the teacher is not better: then SDFT will not help.
         temperature: Sampling temperature of the rollouts.
         top_p: Nucleus of the rollouts; 1 samples the student's own distribution.
         top_k: Rollout tokens come from the k most likely; 0 for all.
@@ -89,11 +87,12 @@ class SDFTModule(ContinualModule):
         reduction: str = "sequence_mean",
         num_loss_tokens_to_skip: int = 0,
         opening_phrases_to_skip: list[str] | None = None,
-        teacher_samples_every: int = 0,
         teacher: str = "ema",
+        teacher_pretrained: str | None = None,
         teacher_rate: float | None = None,
         teacher_update_every: int | None = None,
         reset_teacher: bool | None = None,
+        probe_teacher: bool = False,
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
@@ -102,36 +101,29 @@ class SDFTModule(ContinualModule):
         **base: Any,
     ) -> None:
         super().__init__(**base)
-        require(
-            teacher_samples_every >= 0, "teacher_samples_every", teacher_samples_every, "0 or more"
-        )
-        self.divergence = checked_divergence(divergence, divergence_options or {})
+        require_at_least(0, num_loss_tokens_to_skip=num_loss_tokens_to_skip)
+        require_above(0, distillation_temperature=distillation_temperature)
+        self.reduction = checked_reduction(reduction)
         self.distillation_temperature = distillation_temperature
-        self.reduction = reduction
         self.num_loss_tokens_to_skip = num_loss_tokens_to_skip
         self.skipped_openings = Openings(opening_phrases_to_skip or [], self.tokenizer)
-        self.watched_openings = Openings(
-            [*WATCHED_OPENINGS, *self.skipped_openings.phrases], self.tokenizer
-        )
-        self.teacher_samples_every = teacher_samples_every
-        self.sampling = SamplingSettings(
-            self.greedy.max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            stop_strings=self.greedy.stop_strings,
-        )
+        drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
+        self.sampling = replace(self.greedy, **drawn)
         self.importance_clip = importance_clip
-        self._check_objective(divergence)
-        self.teacher = make_teacher(
+        self.divergence = checked_divergence(
+            divergence, divergence_options or {}, self.sampling, importance_clip
+        )
+        average = {"teacher_rate": teacher_rate, "teacher_update_every": teacher_update_every}
+        self.teacher = make_any_teacher(
             self.student,
+            self.tokenizer,
             teacher,
-            teacher_rate=teacher_rate,
-            teacher_update_every=teacher_update_every,
+            teacher_pretrained,
+            **average,
             reset_teacher=reset_teacher,
         )
         self.teacher_head = self.teacher.head(self.student_head)
+        self.probe_teacher = probe_teacher
 
     def on_train_start(self) -> None:
         """A stage's teacher starts from the student; a resumed stage keeps its own."""
@@ -140,43 +132,74 @@ class SDFTModule(ContinualModule):
 
     def fixed_settings(self) -> dict[str, str]:
         """What a resumed run must share with its checkpoint, by the option's name."""
-        return {"teacher": self.teacher.kind, **super().fixed_settings()}
+        own = {"teacher": self.teacher.kind}
+        if self.teacher.kind == "model":
+            own["teacher_pretrained"] = f"of weights {self._teacher_digest}"
+        return {**own, **super().fixed_settings()}
+
+    @cached_property
+    def _teacher_digest(self) -> str:
+        return digest(self.teacher.left_out())
+
+    def _backbone(self) -> dict[str, Tensor]:
+        others = {f"teacher.{name}": each for name, each in self.teacher.left_out().items()}
+        return {**super()._backbone(), **others}
 
     def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
         """The paper's algorithm box."""
         rollout = self.sample(batch)  # on-policy, no gradient
-        positions = self.loss_positions(rollout)
+        skipped = self.early_mask(rollout)
+        positions = self.loss_positions(rollout, skipped)
         teacher = self.score_teacher(batch, rollout, positions)  # demonstration in context
         student = self.score_student(batch, rollout, positions)  # prompt only
-        loss = distillation_loss(
+        weights = self.loss_weights(rollout, positions, skipped, student)
+        loss = self.objective(batch, rollout, positions, weights, student, teacher)
+        self.clock.lap("student")
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
+        return loss
+
+    def objective(
+        self,
+        batch: DemonstrationBatch,
+        rollout: Rollout,
+        positions: LossPositions,
+        weights: Tensor,
+        student: Tensor,
+        teacher: Tensor,
+    ) -> Tensor:
+        """The weighted divergence of the teacher and the student.
+
+        Args:
+            batch: What was asked.
+            rollout: What the student answered.
+            positions: The N tokens of it that the loss reads.
+            weights: (N,) of these tokens.
+            student: (N, D) hidden states, with gradient.
+            teacher: (N, D') hidden states.
+        """
+        return distillation_loss(
             student,
             self.student_head,
             teacher,
             self.teacher_head,
             tokens=positions.tokens,
-            weights=self.loss_weights(rollout, positions, student),
+            weights=weights,
             divergence=self.divergence,
             temperature=self.distillation_temperature,
             sequence_index=positions.rows,
         ).loss
-        self.clock.lap("student")
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        self._log_openings(batch, rollout)
-        return loss
 
     def sample(self, batch: DemonstrationBatch) -> Rollout:
         """One completion per prompt from the student."""
-        rollout = self.rollout_engine(
-            self.student,
-            RolloutRequest(
-                batch.student_prompts,
-                self.sampling,
-                end_ids=self.end_ids,
-                seeds=self.rollout_seeds(len(batch)),
-                drafts=batch.demonstrations,
-                decode=self.tokenizer.decode,
-            ),
+        request = RolloutRequest(
+            batch.student_prompts,
+            self.sampling,
+            self.end_ids,
+            seeds=self.rollout_seeds(len(batch)),
+            drafts=batch.demonstrations,
+            decode=self.tokenizer.decode,
         )
+        rollout = self.rollout_engine(self.student, request)
         self.clock.lap("sample")
         self._log_rollout(rollout)
         self.last_rollout = rollout
@@ -207,15 +230,17 @@ class SDFTModule(ContinualModule):
             self.student, batch.student_prompts, rollout.completions, positions
         )
 
-    def loss_positions(self, rollout: Rollout) -> LossPositions:
+    def loss_positions(self, rollout: Rollout, skipped: list[int]) -> LossPositions:
         """The N positions the loss reads: a prefix score reads the masked tokens' too."""
-        skipped = 0 if self.divergence.prefix_score else self.early_mask(rollout)
-        return LossPositions.of(rollout.completions, skipped, self.device)
+        unread = 0 if self.divergence.prefix_score else skipped
+        return LossPositions.of(rollout.completions, unread, self.device)
 
-    def loss_weights(self, rollout: Rollout, positions: LossPositions, student: Tensor) -> Tensor:
+    def loss_weights(
+        self, rollout: Rollout, positions: LossPositions, skipped: list[int], student: Tensor
+    ) -> Tensor:
         """(N,) weight of each position: the reduction's, 0 where masked, times importance."""
-        skipped = torch.tensor(self.early_mask(rollout), device=self.device)
-        bears_loss = positions.offsets >= skipped[positions.rows]
+        first = torch.tensor(skipped, device=self.device)
+        bears_loss = positions.offsets >= first[positions.rows]
         weights = torch.zeros(len(positions), device=self.device)
         weights[bears_loss] = self.token_weights(
             positions.rows[bears_loss], positions.num_sequences
@@ -226,16 +251,10 @@ class SDFTModule(ContinualModule):
 
     def importance(self, rollout: Rollout, positions: LossPositions, student: Tensor) -> Tensor:
         """(N,) clipped ratios of the student's to the sampler's probability of each token."""
-        places = zip(positions.rows.tolist(), positions.offsets.tolist(), strict=True)
-        drawn = [rollout.logprobs[row][offset] for row, offset in places]
+        temperature = self.sampling.temperature
         ratios = importance_weights(
-            token_logprobs(
-                student,
-                self.student_head,
-                positions.tokens,
-                temperature=self.sampling.temperature,
-            ),
-            torch.tensor(drawn, device=self.device),
+            token_logprobs(student, self.student_head, positions.tokens, temperature=temperature),
+            positions.gather(rollout.logprobs),
             self.importance_clip,
         )
         if len(ratios):
@@ -247,69 +266,12 @@ class SDFTModule(ContinualModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step the student, then let the teacher follow."""
         super().optimizer_step(*args, **kwargs)
-        self.teacher.follow(self.student, self.trainer.global_step + 1)
+        if not self.step_skipped:
+            self.teacher.follow(self.student, self.trainer.global_step + 1)
         self.clock.lap("teacher_update")
-
-    def _log_openings(self, batch: DemonstrationBatch, rollout: Rollout) -> None:
-        """How often student and teacher begin with a watched phrase."""
-        rate = self.watched_openings.rate(rollout.completions)
-        self.log("train/opening_rate_student", rate, batch_size=len(batch))
-        every = self.teacher_samples_every
-        if every and self.trainer.global_step % every == 0:
-            with self.teacher.scoring(self.student) as model:
-                beginnings = sample(
-                    model,
-                    RolloutRequest(
-                        batch.teacher_prompts,
-                        replace(self.sampling, max_new_tokens=self.watched_openings.max_tokens),
-                        end_ids=self.end_ids,
-                        seeds=self.rollout_seeds(len(batch), TEACHER_STREAM),
-                        decode=self.tokenizer.decode,
-                    ),
-                )
-            rate = self.watched_openings.rate(beginnings.completions)
-            self.log("train/opening_rate_teacher", rate, batch_size=len(batch))
-
-    def _check_objective(self, divergence: str) -> None:
-        """Refuse numbers out of range, and rollouts that the objective's mathematics rules out."""
-        skipped, temperature = self.num_loss_tokens_to_skip, self.distillation_temperature
-        require(skipped >= 0, "num_loss_tokens_to_skip", skipped, "0 or more")
-        require(temperature > 0.0, "distillation_temperature", temperature, "above 0")
-        require(self.reduction in REDUCTIONS, "reduction", self.reduction, " or ".join(REDUCTIONS))
-        sampling = self.sampling
-        whole = sampling.top_p == 1.0 and sampling.top_k == 0 and sampling.min_p == 0.0
-        clip = self.importance_clip
-        require(
-            not self.divergence.prefix_score
-            or (whole and sampling.temperature == 1.0 and clip is None),
-            "divergence",
-            divergence,
-            "used with temperature 1, top_p 1, top_k 0, min_p 0 and importance_clip null: its "
-            "prefix score is that of completions drawn from the student itself",
-        )
-        require(
-            clip is None or (1.0 <= clip < math.inf and whole and sampling.temperature > 0.0),
-            "importance_clip",
-            clip,
-            "at least 1 and used with top_p 1, top_k 0, min_p 0 and a temperature above 0: a "
-            "truncated distribution has no ratio to the student's",
-        )
 
     def _log_rollout(self, rollout: Rollout) -> None:
         rows, seconds = len(rollout.completions), self.clock.seconds["sample"]
         self.log("train/completion_length", rollout.num_tokens / rows, batch_size=rows)
         self.log("train/ended", sum(rollout.ended) / rows, batch_size=rows)
         self.log("train/tokens_per_s", rollout.num_tokens / seconds, prog_bar=True, batch_size=rows)
-
-
-def checked_divergence(name: str, options: dict[str, Any]) -> Divergence:
-    """The divergence of the module's options.
-
-    Raises:
-        ValueError: Unknown divergence or option, or a value out of its range.
-    """
-    require(name in DIVERGENCES, "divergence", name, "one of " + ", ".join(DIVERGENCES))
-    try:
-        return make_divergence(name, **options)
-    except ValueError as error:
-        raise ValueError(f"model.divergence_options {options}: {error}") from error

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from lightning_modules.base import ContinualModule, require
-from sdft.losses import REDUCTIONS
+from lightning_modules.base import ContinualModule
+from lightning_modules.options import checked_reduction
 from sdft.objective import cross_entropy_loss
 from sdft.scoring import LossPositions
-from sdft.types import DemonstrationBatch
+from sdft.types import DemonstrationBatch, TokenIds
 
 
 class SFTModule(ContinualModule):
@@ -26,22 +27,36 @@ class SFTModule(ContinualModule):
 
     def __init__(self, *, reduction: str = "token_mean", **base: Any) -> None:
         super().__init__(**base)
-        require(reduction in REDUCTIONS, "reduction", reduction, " or ".join(REDUCTIONS))
-        self.reduction = reduction
+        self.reduction = checked_reduction(reduction)
 
     def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
-        """Cross-entropy of the demonstrations given the prompts."""
-        positions = LossPositions.of(batch.demonstrations, device=self.device)
-        hidden = self.hidden_states(
-            self.student, batch.student_prompts, batch.demonstrations, positions
-        )
-        loss = cross_entropy_loss(
-            hidden,
-            self.student_head,
-            positions.tokens,
-            self.token_weights(positions.rows, positions.num_sequences),
-        )
+        """Imitate the targets, given the prompts."""
+        targets = self.targets(batch)
+        positions = LossPositions.of(targets, device=self.device)
+        hidden = self.hidden_states(self.student, batch.student_prompts, targets, positions)
+        loss = self.imitation_loss(batch, hidden, positions)
         self.clock.lap("student")
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
         self.log("train/loss_tokens", float(len(positions)), batch_size=len(batch))
         return loss
+
+    def targets(self, batch: DemonstrationBatch) -> Sequence[TokenIds]:
+        """B completions to imitate."""
+        return batch.demonstrations
+
+    def imitation_loss(
+        self, batch: DemonstrationBatch, hidden: Tensor, positions: LossPositions
+    ) -> Tensor:
+        """Weighted cross-entropy of the targets' tokens.
+
+        Args:
+            batch: What the step reads.
+            hidden: (N, D) the student's, with gradient.
+            positions: The N target tokens.
+        """
+        weights = self.imitation_weights(hidden, positions)
+        return cross_entropy_loss(hidden, self.student_head, positions.tokens, weights)
+
+    def imitation_weights(self, hidden: Tensor, positions: LossPositions) -> Tensor:
+        """(N,) weight of each target token: the reduction's."""
+        return self.token_weights(positions.rows, positions.num_sequences)

@@ -18,6 +18,7 @@ from sdft.types import Demonstration
 
 _MARKER = re.compile(r"Action(?P<is_input> Input)?:\s*+")
 _NAME = re.compile(r"[\w.\-]++")
+_MARK = re.compile(r"\[\w{1,32}\]\s*+")  # before a name, such as [Optional]
 _IGNORED_CHARACTERS = str.maketrans("", "", " ,./-_*^")
 _MAX_CALLS = 64
 
@@ -42,7 +43,8 @@ def read_actions(text: str) -> Iterator[ActionName | ActionInput]:
     while marker := _MARKER.search(text, position):
         position = marker.end()
         if not marker["is_input"]:
-            name = _NAME.match(text, position)
+            mark = _MARK.match(text, position)
+            name = _NAME.match(text, mark.end() if mark else position)
             if name is not None:
                 yield ActionName(name[0])
                 position = name.end()
@@ -68,7 +70,19 @@ class ActionsGold:
 
 
 def actions_gold(row: Demonstration) -> ActionsGold:
-    """The gold calls, a list of ``{"Action": name, "Action_Input": object or its JSON text}``."""
+    """The gold calls, a list of ``{"Action": name, "Action_Input": object or its JSON text}``.
+
+    A mark such as ``[Optional]`` before a name is no part of it, here and in completions.
+    """
+    gold = merged_calls(row)
+    names: Counter[str] = Counter()
+    for name, count in gold.names.items():
+        names[_MARK.sub("", name, count=1)] += count
+    return ActionsGold(names, gold.inputs)
+
+
+def merged_calls(row: Demonstration) -> ActionsGold:
+    """The gold calls with their names as they are written."""
     if not isinstance(row.answer, list):
         raise ValueError(f'needs a list of {{"Action", "Action_Input"}}, not {row.answer!r:.80}')
     names: Counter[str] = Counter()

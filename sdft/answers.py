@@ -51,7 +51,7 @@ def label_gold(row: Demonstration) -> str:
     """The normalised label; something must be left of it."""
     label = normalise_label(text_gold(row))
     if not label:
-        raise ValueError(f"needs a label that is more than punctuation, not {row.answer!r}")
+        raise ValueError(f"needs a label that is more than punctuation, not {row.answer!r:.80}")
     return label
 
 
@@ -202,8 +202,13 @@ def final_answer(completion: str, gold: str) -> float:
     The first of the three words on the line after the last "Final answer:"; without that marker
     the last of them in the completion.
     """
+    return float(final_verdict(completion) == gold)
+
+
+def final_verdict(completion: str) -> str:
+    """The verdict that ``final_answer`` compares; empty where there is none."""
     _, marker, tail = completion.lower().rpartition("final answer:")
     if marker:
         found = _VERDICT.search(tail.partition("\n")[0])
-        return float(found is not None and found[0] == gold)
-    return float(_VERDICT.findall(tail)[-1:] == [gold])
+        return "" if found is None else found[0]
+    return "".join(_VERDICT.findall(tail)[-1:])

@@ -9,12 +9,44 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
+
+TEMPORARY = ".tmp"
+"""How the names of all temporary files and folders end; they begin with a dot."""
+
+
+@contextmanager
+def atomic_stream(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A stream whose content takes the place of ``path`` when the block ends without an error.
+
+    Args:
+        path: The file to create or replace; its parent directories are created.
+
+    Raises:
+        OSError: The file could not be written. What was there before is unchanged.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{secrets.token_hex(8)}{TEMPORARY}")
+    try:
+        # "x" honours the umask, as a plain open does; the tempfile module would make it 0600.
+        with temporary.open("xb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _flush_directory(target.parent)
 
 
 def write_bytes_atomically(path: str | os.PathLike[str], content: bytes) -> None:
@@ -27,20 +59,8 @@ def write_bytes_atomically(path: str | os.PathLike[str], content: bytes) -> None
     Raises:
         OSError: The file could not be written. What was there before is unchanged.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        # "x" honours the umask, as a plain open does; the tempfile module would make it 0600.
-        with temporary.open("xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _flush_directory(target.parent)
+    with atomic_stream(path) as stream:
+        stream.write(content)
 
 
 def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
@@ -74,6 +94,25 @@ def _flush_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush_tree(directory: Path) -> None:
+    """Put every file below a directory on the disk, so that the directory can be renamed."""
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+    _flush_directory(directory)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Delete what writes that were killed left in a directory and the directories right below."""
+    for pattern in (f".*{TEMPORARY}", f"*/.*{TEMPORARY}"):
+        for path in directory.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def save_on_any_rank(model: PreTrainedModel, directory: Path) -> None:

@@ -8,9 +8,10 @@ never parsed as templates. Only data files are loaded, never a data set's code.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from jinja2 import StrictUndefined, TemplateError
+from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from sdft.rows import row_from
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 MAPPED_FIELDS = ("id", "prompt", "demonstration", "answer", "context")
 REQUIRED_FIELDS = ("prompt", "demonstration", "answer")
 
+T = TypeVar("T")
 Columns = Mapping[str, Any]
 FieldReader = Callable[[Columns], Any]
 
@@ -89,7 +91,10 @@ def rows_from_dataset(
     for index, values in zip(indices, dataset.select(indices), strict=True):
         where = f"task {task!r}: {split} row {index}"
         named = {**values, **_named_labels(values, label_names, where)}
-        record = {field: _read(reader, named, field, where) for field, reader in readers.items()}
+        record = {
+            field: _evaluated(partial(reader, named), f"{where}: columns: field {field!r}")
+            for field, reader in readers.items()
+        }
         record["id"] = _id(record.get("id", f"{split}-{index}"))
         rows.append(row_from(record, task, where, needs_demonstration=needs_demonstration))
     return rows
@@ -111,14 +116,15 @@ def kept_indices(dataset: Dataset, where: str | None, task: str, split: str) -> 
         return list(range(len(dataset)))
     label_names = _label_names(dataset)
     kept = []
-    try:
-        holds = _sandbox().compile_expression(where, undefined_to_none=False)
-        for index, values in enumerate(dataset):
-            named = _named_labels(values, label_names, f"task {task!r}: {split} row {index}")
-            if holds(**{**values, **named}):
-                kept.append(index)
-    except TemplateError as error:
-        raise ValueError(f"task {task!r}: where: {where!r:.80} is broken: {error}") from error
+    about = f"task {task!r}: where: {where!r:.80}"
+    holds = _evaluated(
+        lambda: _sandbox().compile_expression(where, undefined_to_none=False), f"{about} is broken"
+    )
+    for index, values in enumerate(dataset):
+        place = f"{split} row {index}"
+        named = _named_labels(values, label_names, f"task {task!r}: {place}")
+        if _evaluated(partial(_truth, holds, {**values, **named}), f"{about} fails on {place}"):
+            kept.append(index)
     if not kept:
         raise ValueError(f"task {task!r}: where: {where!r:.80} keeps no row of {split}")
     return kept
@@ -164,17 +170,21 @@ def _field_reader(source: str, names: list[str], where: str) -> FieldReader:
 
 
 def _template_reader(source: str, where: str) -> FieldReader:
-    try:
-        return _sandbox().from_string(source).render
-    except TemplateError as error:
-        raise ValueError(f"{where}: the template {source!r:.80} is broken: {error}") from error
+    template = _evaluated(
+        lambda: _sandbox().from_string(source), f"{where}: the template {source!r:.80} is broken"
+    )
+    return template.render
 
 
-def _read(reader: FieldReader, values: Columns, field: str, where: str) -> Any:
+def _truth(expression: Callable[[Columns], Any], values: Columns) -> bool:
+    return bool(expression(values))  # raises where the value is undefined
+
+
+def _evaluated(evaluate: Callable[[], T], about: str) -> T:
     try:
-        return reader(values)
-    except Exception as error:  # an expression in a template may fail in any way
-        raise ValueError(f"{where}: columns: field {field!r}: {error}") from error
+        return evaluate()
+    except Exception as error:  # an expression may fail in any way
+        raise ValueError(f"{about}: {str(error) or type(error).__name__}") from error
 
 
 def _id(value: Any) -> Any:

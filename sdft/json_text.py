@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,10 +59,14 @@ def first_object(text: str) -> dict[str, Any] | None:
 
 def _parse(span: str) -> dict[str, Any] | None:
     try:
-        value = json.loads(span)
+        value = json.loads(span, parse_constant=_refuse_constant)
     except ValueError:  # malformed, or an integer of more digits than Python converts
         return None
     return value if isinstance(value, dict) else None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def whole_object(text: str) -> dict[str, Any] | None:
@@ -87,6 +92,30 @@ def json_equal(completion: str, gold: Mapping[str, Any]) -> float:
     """
     found = first_object(completion)
     return float(found is not None and _same(found, gold))
+
+
+def intent_equal(completion: str, gold: Mapping[str, Any]) -> float:
+    """1 if ``intent`` of the first JSON object is the gold one, compared as values are."""
+    found = first_object(completion) or {}
+    return float("intent" in gold and "intent" in found and _same(found["intent"], gold["intent"]))
+
+
+def slot_f1(completion: str, gold: Mapping[str, Any]) -> float:
+    """Harmonic mean of precision and recall over the (name, value) pairs of ``slots``."""
+    found = _pairs((first_object(completion) or {}).get("slots"))
+    expected = _pairs(gold.get("slots"))
+    total = found.total() + expected.total()
+    return 2 * (found & expected).total() / total if total else 1.0
+
+
+def _pairs(slots: object) -> Counter[tuple[str, str]]:
+    if not isinstance(slots, Mapping):
+        return Counter()
+    return Counter(
+        (name, _scalar_text(value))
+        for name, values in slots.items()
+        for value in (values if isinstance(values, list) else [values])
+    )
 
 
 def _same(found: object, gold: object) -> bool:

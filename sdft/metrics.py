@@ -15,6 +15,7 @@ means that it cannot be known from what was measured, never that it is zero; fil
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -241,6 +242,22 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     # Python integers: binomials of a few hundred overflow floats.
     every = math.comb(num_samples, k)
     return (every - math.comb(num_samples - num_correct, k)) / every
+
+
+def mean_pass_at_k(num_correct: Sequence[int], num_samples: int, k: int) -> float:
+    """Mean of :func:`pass_at_k` over rows with as many samples each.
+
+    Args:
+        num_correct: How many samples of each row are correct; at least one row.
+        num_samples: Samples drawn for each row.
+        k: Size of the attempt, at most ``num_samples``.
+    """
+    return sum(pass_at_k(num_samples, count, k) for count in num_correct) / len(num_correct)
+
+
+def powers_of_two(largest: int) -> list[int]:
+    """1, 2, 4, … up to ``largest``, which is always the last."""
+    return sorted({2**exponent for exponent in range(largest.bit_length())} | {largest})
 
 
 def _only_overtaken(per_task: Tensor, last: int) -> Tensor:

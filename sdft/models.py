@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock
@@ -30,7 +32,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sdft.files import save_on_any_rank
+from sdft.files import TEMPORARY, flush_tree, save_on_any_rank
 from sdft.lora import BACKBONE_DTYPES, LoRA, add_adapters, merged
 from sdft.tiny import write_tiny_model
 
@@ -73,16 +75,15 @@ def load_model(
         ValueError: The name leads nowhere, or the model has no chat template or end token.
     """
     source = _resolve(name)
+    loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     dtype = torch.float32 if lora is None else BACKBONE_DTYPES[lora.backbone_dtype]
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=revision, trust_remote_code=trust_remote_code
-        )
+        tokenizer = AutoTokenizer.from_pretrained(source, **loading)
         model = AutoModelForCausalLM.from_pretrained(
             source,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
+            **loading,
             dtype=dtype,
+            use_safetensors=True,  # never a pickle
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
@@ -120,13 +121,24 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return frozenset([*ids, int(tokenizer.eos_token_id)])
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    state: dict[str, Any] | None = None,
+) -> None:
     """Write a plain transformers directory (safetensors), all of it or nothing.
 
     Adapters are folded into the weights.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        directory: Where to.
+        state: The weights of a sharded model, gathered; None for the model's own.
     """
     with staged_directory(directory) as staging:
-        merged(model).save_pretrained(staging)
+        merged(model).save_pretrained(staging, state_dict=state)
         tokenizer.save_pretrained(staging)
 
 
@@ -134,10 +146,12 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
 def staged_directory(directory: Path) -> Iterator[Path]:
     """A folder beside ``directory`` that takes its place when the block ends without an error."""
     directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    # The tempfile module would ignore the umask.
+    staging = directory.with_name(f".{directory.name}-{secrets.token_hex(8)}{TEMPORARY}")
+    staging.mkdir()
     try:
         yield staging
-        staging.chmod(0o755)
+        flush_tree(staging)
         if directory.exists():
             shutil.rmtree(directory)
         staging.replace(directory)
@@ -187,11 +201,9 @@ def convert_gguf(file: Path) -> Path:
 def _cached(name: str, write: Callable[[Path], None]) -> Path:
     """A directory of the cache, written on first use.
 
-    Processes that ask at the same time wait for the first one. The cache lies in the folder named
-    by the environment variable SDFT_CACHE, or in ``~/.cache/sdft``.
+    Processes that ask at the same time wait for the first one.
     """
-    root = Path(os.environ.get(CACHE_VARIABLE, "~/.cache/sdft")).expanduser()
-    root.mkdir(parents=True, exist_ok=True)
+    root = _cache()
     directory = root / name
     if not directory.is_dir():
         with FileLock(root / f"{name}.lock"):
@@ -199,6 +211,22 @@ def _cached(name: str, write: Callable[[Path], None]) -> Path:
                 with staged_directory(directory) as staging:
                     write(staging)
     return directory
+
+
+def _cache() -> Path:
+    """The folder that the environment variable SDFT_CACHE names, or ``~/.cache/sdft``.
+
+    It is made for this user alone; one that anybody may write to is refused, since whoever puts a
+    model there decides what is trained.
+    """
+    root = Path(os.environ.get(CACHE_VARIABLE, "~/.cache/sdft")).expanduser()
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if os.name == "posix" and root.stat().st_mode & stat.S_IWOTH:
+        raise ValueError(
+            f"anybody may write to the model cache {root}; chmod o-w it, or set "
+            f"{CACHE_VARIABLE} to a folder of your own"
+        )
+    return root
 
 
 def _dequantize(file: Path, directory: Path) -> None:

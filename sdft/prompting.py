@@ -13,7 +13,7 @@ with the fields ``question`` (the last user message), ``demonstration``, ``conte
 and ``examples`` (a list of other rows, each with these three). What the teacher is not shown is
 empty. The turns replace the prompt's last user message; a system message and earlier turns stay
 where they were. Field values are inserted, never parsed, so braces, Jinja syntax or chat markup
-inside a demonstration are plain text of a turn.
+inside a demonstration are plain text of a turn (:mod:`sdft.encoding`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateError
+from jinja2 import StrictUndefined
 from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -70,8 +70,8 @@ class TeacherTemplate:
         try:
             unknown = find_undeclared_variables(environment.parse(source)) - {*FIELDS, *ROLES}
             self._template = environment.from_string(source)
-        except TemplateError as error:
-            raise ValueError(f"teacher template {name}: {error}") from error
+        except Exception as error:  # nested too deeply, a number too long, …
+            raise _failure(name, error) from error
         if unknown:
             raise ValueError(
                 f"teacher template {name}: unknown field(s) {', '.join(sorted(unknown))}; "
@@ -92,7 +92,12 @@ class TeacherTemplate:
                 f"teacher_template {name_or_path!r} is neither a shipped template "
                 f"({', '.join(shipped)}) nor an existing .jinja file"
             )
-        return cls(path.read_text("utf-8"), str(path))
+        try:
+            return cls(path.read_text("utf-8"), str(path))
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"teacher template {path}: not UTF-8 at byte {error.start}; save it as UTF-8"
+            ) from error
 
     def messages(
         self,
@@ -156,8 +161,8 @@ class TeacherTemplate:
         roles: dict[str, Any] = {role: partial(turn, role) for role in ROLES}
         try:
             outside = self._template.render(**fields, **roles)
-        except (TemplateError, TypeError) as error:
-            raise ValueError(f"teacher template {self.name}: {error}") from error
+        except Exception as error:  # an expression may fail in any way
+            raise _failure(self.name, error) from error
         if outside.strip():
             raise ValueError(
                 f"teacher template {self.name}: text outside of a turn: {outside.strip()[:60]!r}; "
@@ -212,6 +217,10 @@ class TeacherView:
         return self.template.messages(
             row, system_prompt, shown=self.shown, examples=self.examples.get(row.id, ())
         )
+
+
+def _failure(name: str, error: Exception) -> ValueError:
+    return ValueError(f"teacher template {name}: {str(error) or type(error).__name__}")
 
 
 def _fields(row: Demonstration, shown: str) -> dict[str, Any]:

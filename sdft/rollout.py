@@ -31,6 +31,7 @@ from transformers import PreTrainedModel
 from sdft.decoding import Decoding
 from sdft.endings import Decode, Ending
 from sdft.packing import can_pack, packed_linears
+from sdft.sharding import whole_weights
 from sdft.types import Rollout, TokenIds
 
 # Packing costs about what it saves in this many steps, so a rollout that takes so many is likely
@@ -159,7 +160,8 @@ def sample(model: PreTrainedModel, request: RolloutRequest) -> Rollout:
     prompts, settings, noise = request.prompts, request.settings, request.noise(model.device)
     drafts = request.drafts or [[]] * len(prompts)
     decoding = Decoding(model, prompts, drafts, settings.max_new_tokens, request.ending)
-    with torch.inference_mode(), evaluation_mode(model), ExitStack() as packing:
+    gathered = whole_weights(model)
+    with gathered, torch.inference_mode(), evaluation_mode(model), ExitStack() as packing:
         logits = decoding.prefill()
         for num_steps in count():
             chosen = None if noise is None else noise[decoding.read_rows, decoding.read_offsets]

@@ -19,7 +19,12 @@ ROLES = ("system", "user", "assistant")
 
 
 def read_rows(
-    path: Path, task: str, *, needs_demonstration: bool, context_field: str | None = None
+    path: Path,
+    task: str,
+    *,
+    needs_demonstration: bool,
+    needs_answer: bool = True,
+    context_field: str | None = None,
 ) -> list[Demonstration]:
     """Read and check all rows of a JSON Lines file.
 
@@ -28,6 +33,7 @@ def read_rows(
         task: The name the rows get, whatever their own ``task`` says.
         needs_demonstration: Whether an empty or absent demonstration is an error, as it is in
             training rows.
+        needs_answer: Whether an absent answer is an error, as it is in all rows that are scored.
         context_field: Dotted path of the value that becomes the row's context, such as
             ``meta.document``; None takes the field ``context``.
 
@@ -42,10 +48,12 @@ def read_rows(
         check_fields(record, where)
         if context_field is not None:
             record = {**record, "context": _value_at(record, context_field, where)}
+        if not needs_answer:
+            record = {"answer": "none", **record}
         row = row_from(record, task, where, needs_demonstration=needs_demonstration)
         if row.id in first_place:
             raise ValueError(
-                f"{where}: field 'id': {row.id!r} is also the id of {first_place[row.id]}; "
+                f"{where}: field 'id': {row.id!r:.80} is also the id of {first_place[row.id]}; "
                 "ids must be unique within a task"
             )
         first_place[row.id] = where
@@ -172,7 +180,7 @@ def _value_at(record: Mapping[str, Any], dotted_path: str, where: str) -> Any:
             known = ", ".join(value) if isinstance(value, Mapping) else "none"
             raise ValueError(
                 f"{where}: context_field {dotted_path!r}: there is no {key!r:.80}; "
-                f"the keys there are: {known}"
+                f"the keys there are: {known:.400}"
             )
         value = value[key]
     return value
@@ -189,7 +197,7 @@ def check_unique_ids(splits: Mapping[str, Iterable[Demonstration]], task: str) -
         for row in rows:
             if row.id in split_of:
                 raise ValueError(
-                    f"task {task!r}: the id {row.id!r} occurs in {split_of[row.id]} and again in "
-                    f"{split}; ids must be unique within a task"
+                    f"task {task!r}: the id {row.id!r:.80} occurs in {split_of[row.id]} and "
+                    f"again in {split}; ids must be unique within a task"
                 )
             split_of[row.id] = split

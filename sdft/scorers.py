@@ -7,11 +7,13 @@ form the scorer needs; :func:`check_row` says so when a task is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from sdft import actions, answers, json_text, tool_calls
+from sdft import actions, answers, json_text, published_actions, tool_calls
+from sdft.judge import SCORE_OF_VERDICT, Judge, reference_gold
 from sdft.types import Demonstration
 
 
@@ -23,11 +25,15 @@ class Scorer:
         name: As configs name it.
         read_gold: Row -> gold value in the form ``compare`` needs; ValueError if it has another.
         compare: (completion, gold value) -> score in [0, 1]; its docstring states the rule.
+        others: Further rules for the same gold value, reported beside the score.
+        label: Where answers are labels, the one that a completion gives; the gold value is one.
     """
 
     name: str
     read_gold: Callable[[Demonstration], Any]
     compare: Callable[[str, Any], float]
+    others: Mapping[str, Callable[[str, Any], float]] = field(default_factory=dict)
+    label: Callable[[str], str] | None = None
 
     def __call__(self, completion: str, row: Demonstration) -> float:
         """Score one completion of the row's prompt.
@@ -42,24 +48,46 @@ class Scorer:
         try:
             return self.read_gold(row)
         except ValueError as error:
-            raise ValueError(f"row {row.id!r}: the scorer {self.name!r} {error}") from error
+            raise ValueError(f"row {row.id!r:.80}: the scorer {self.name!r} {error}") from error
 
+
+FACT_RULES = {
+    "exact_match": answers.exact_match,
+    "contains": answers.contains,
+    "token_f1": answers.token_f1,
+}
+CALL_PARTS = {"intent": json_text.intent_equal, "slot_f1": json_text.slot_f1}
 
 SCORERS: dict[str, Scorer] = {
     scorer.name: scorer
     for scorer in (
-        Scorer("exact_label", answers.label_gold, answers.exact_label),
-        Scorer("first_token_label", answers.token_label_gold, answers.first_token_label),
+        Scorer(
+            "exact_label", answers.label_gold, answers.exact_label, label=answers.normalise_label
+        ),
+        Scorer(
+            "first_token_label",
+            answers.token_label_gold,
+            answers.first_token_label,
+            label=answers.normalise_token,
+        ),
         Scorer("multiple_choice", answers.letter_gold, answers.multiple_choice),
         Scorer("first_letter", answers.option_gold, answers.first_letter),
         Scorer("tool_call", tool_calls.call_gold, tool_calls.tool_call),
         Scorer("action_input", actions.actions_gold, actions.action_input),
+        Scorer(
+            "published_action_input",
+            published_actions.published_gold,
+            published_actions.published_action_input,
+        ),
         Scorer("accepted_calls", actions.accepted_gold, actions.accepted_calls),
-        Scorer("json_equal", json_text.object_gold, json_text.json_equal),
-        Scorer("exact_match", answers.words_gold, answers.exact_match),
-        Scorer("contains", answers.words_gold, answers.contains),
-        Scorer("token_f1", answers.words_gold, answers.token_f1),
-        Scorer("final_answer", answers.verdict_gold, answers.final_answer),
+        Scorer("json_equal", json_text.object_gold, json_text.json_equal, CALL_PARTS),
+        *(Scorer(name, answers.words_gold, rule, FACT_RULES) for name, rule in FACT_RULES.items()),
+        Scorer(
+            "final_answer",
+            answers.verdict_gold,
+            answers.final_answer,
+            label=answers.final_verdict,
+        ),
     )
 }
 
@@ -76,14 +104,25 @@ SCORER_OF_SCORING: dict[str, str] = {
 """The scorer for a row's ``meta.scoring``, for tasks whose config names no scorer."""
 
 
-def get_scorer(name: str) -> Scorer:
+def get_scorer(name: str, judge: Judge | None = None) -> Scorer:
     """The scorer of that name.
 
+    Args:
+        name: One of SCORERS, or judge_strict or judge_lenient.
+        judge: Who grades the answers; these two need one, and no other takes one.
+
     Raises:
-        ValueError: There is none; the message lists them.
+        ValueError: There is none, the message lists them; or a judge is missing or not needed.
     """
-    if name not in SCORERS:
-        raise ValueError(f"unknown scorer {name!r}; use one of {', '.join(SCORERS)}")
+    if name not in SCORERS and name not in SCORE_OF_VERDICT:
+        known = ", ".join([*SCORERS, *SCORE_OF_VERDICT])
+        raise ValueError(f"unknown scorer {name!r:.80}; use one of {known}")
+    if (judge is None) == (name in SCORE_OF_VERDICT):
+        lacks = "needs a judge with url and model" if judge is None else "takes no judge"
+        raise ValueError(f"the scorer {name!r} {lacks}; {', '.join(SCORE_OF_VERDICT)} take one")
+    if judge is not None:
+        rules = {rule: partial(judge.score, rule) for rule in SCORE_OF_VERDICT}
+        return Scorer(name, reference_gold, rules[name], rules)
     return SCORERS[name]
 
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from sdft.batching import TOKENS_PER_PASS, length_groups
 from sdft.head import final_hidden_states
+from sdft.sharding import is_sharded
 from sdft.types import TokenIds
 
 
@@ -64,6 +64,12 @@ class LossPositions:
         columns = torch.tensor(flat, dtype=torch.long, device=device).reshape(-1, 3).T
         return cls(columns[0], columns[1], columns[2], len(completions))
 
+    def gather(self, values: Sequence[Sequence[float]]) -> Tensor:
+        """(N,) of B lists with one value per completion token those that stand here."""
+        places = zip(self.rows.tolist(), self.offsets.tolist(), strict=True)
+        here = [values[row][offset] for row, offset in places]
+        return torch.tensor(here, device=self.tokens.device)
+
     def __len__(self) -> int:
         """N."""
         return len(self.tokens)
@@ -104,7 +110,7 @@ def completion_hidden_states(
 
 def _groups(model: PreTrainedModel, sequences: Sequence[TokenIds]) -> list[list[int]]:
     """Rows to read together; all of them where a pass is a collective that all ranks must join."""
-    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+    if is_sharded(model):
         return [list(range(len(sequences)))]
     price = TOKENS_PER_PASS.get(model.device.type, TOKENS_PER_PASS["cuda"])
     return length_groups([len(sequence) for sequence in sequences], price)

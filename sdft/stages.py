@@ -13,6 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
+REPLAY = 1  # tells the draws of replayed rows from those of a stage's own
+
+Place = tuple[int, int]
+"""A training row: the index of its task, and its own among the task's training rows."""
+
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
@@ -25,6 +30,7 @@ class StagePlan:
             fresh permutation, and the last pass may be cut short.
         batch_size: Prompts per optimizer step; the last step of a stage may have fewer.
         seed: Seed of the training order.
+        replay_fraction: Rows of earlier tasks added to a stage, for each row of its own.
     """
 
     tasks: tuple[str, ...]
@@ -32,6 +38,7 @@ class StagePlan:
     num_examples: tuple[int, ...]
     batch_size: int
     seed: int
+    replay_fraction: float = 0.0
 
     @property
     def num_stages(self) -> int:
@@ -46,22 +53,42 @@ class StagePlan:
         """Optimizer steps taken before a stage begins."""
         return sum(self.steps_in_stage(earlier) for earlier in range(stage))
 
-    def batches(self, stage: int, start: int = 0) -> Iterator[list[int]]:
-        """Row indices of every batch of a stage, from batch ``start`` on.
+    def batches(self, stage: int, start: int = 0) -> Iterator[list[Place]]:
+        """The rows of every batch of a stage, from batch ``start`` on.
 
-        The order depends on (seed, stage, pass over the data) alone.
+        Each has ``batch_size`` rows of the stage's own task, then the replayed ones. The order
+        depends on (seed, stage, pass over the data) alone.
         """
-        order = self._order(stage)
+        own = [(stage, row) for row in self._order(stage)]
+        replayed = self._replayed(stage)
         for batch in range(start, self.steps_in_stage(stage)):
-            yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            begin, end = batch * self.batch_size, min((batch + 1) * self.batch_size, len(own))
+            yield own[begin:end] + replayed[self._num_replayed(begin) : self._num_replayed(end)]
 
     def _order(self, stage: int) -> list[int]:
-        rows, examples = self.num_rows[stage], self.num_examples[stage]
+        return self._passes(self.num_rows[stage], self.num_examples[stage], stage)
+
+    def _replayed(self, stage: int) -> list[Place]:
+        """Rows of all earlier tasks, every one as often as any other, in random order."""
+        earlier = [(task, row) for task in range(stage) for row in range(self.num_rows[task])]
+        if not earlier:
+            return []
+        num_drawn = self._num_replayed(self.num_examples[stage])
+        return [earlier[each] for each in self._passes(len(earlier), num_drawn, stage, REPLAY)]
+
+    def _num_replayed(self, num_own: int) -> int:
+        """Rows replayed beside a stage's first ``num_own``."""
+        return int(self.replay_fraction * num_own + 1e-9)
+
+    def _passes(self, num_rows: int, num_drawn: int, stage: int, *purpose: int) -> list[int]:
+        """Indices of rows, a permutation after another."""
         order: list[int] = []
-        for data_pass in range(-(-examples // rows)):
-            generator = torch.Generator().manual_seed(mix_seed(self.seed, stage, data_pass))
-            order += torch.randperm(rows, generator=generator).tolist()
-        return order[:examples]
+        for data_pass in range(-(-num_drawn // num_rows)):
+            seed = mix_seed(self.seed, stage, data_pass, *purpose)
+            order += torch.randperm(
+                num_rows, generator=torch.Generator().manual_seed(seed)
+            ).tolist()
+        return order[:num_drawn]
 
 
 def mix_seed(*parts: int) -> int:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from sdft.generated import GENERATORS, SPLITS, Split
 from sdft.hub import check_columns
+from sdft.judge import Judge
 from sdft.prompting import TEACHER_CONTEXTS
 from sdft.scorers import get_scorer
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 _HUB_ONLY = ("revision", "config_name", "columns", "where", "splits")
 
 
@@ -22,7 +23,8 @@ class TaskSpec:
     folder is used if it exists and the hub if not.
 
     Args:
-        name: The task's name in metrics, files and figures: letters, digits, ``_``, ``.``, ``-``.
+        name: The task's name in metrics, files and figures: at most 100 letters, digits, ``_``,
+            ``.``, ``-``.
         scorer: Name of the rule that scores completions. None takes the generator's own, or the
             one that all rows name in ``meta.scoring``.
         generator: A generated task: routing, tool_call or new_facts.
@@ -47,6 +49,10 @@ class TaskSpec:
             read, such as ``meta.document``. None takes the field ``context``.
         teacher_context: What the teacher is shown of this task's rows: demonstration, context or
             both. None takes the data module's.
+        judge: The language model that grades answers, for the scorers judge_strict and
+            judge_lenient.
+        prompts_only: Train on the rows' prompts alone: a demonstration may be missing, and is left
+            out where there is one. For methods that can do without, such as re-invoke.
 
     Raises:
         ValueError: The name, the combination of sources or an option is not usable.
@@ -68,14 +74,16 @@ class TaskSpec:
     num_test: int | None = None
     context_field: str | None = None
     teacher_context: str | None = None
+    judge: Judge | None = None
+    prompts_only: bool = False
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name) or not self.name.strip("."):
             raise ValueError(
-                f"task name {self.name!r:.80} cannot name files; use letters, digits, '_', '.', '-'"
+                f"task name {self.name!r:.80} cannot name files; "
+                "use at most 100 letters, digits, '_', '.', '-'"
             )
-        if self.scorer is not None:
-            get_scorer(self.scorer)
+        self._check_scorer()
         self._check_source()
         self._check_options()
 
@@ -86,6 +94,15 @@ class TaskSpec:
             "validation": self.num_validation,
             "test": self.num_test,
         }[split]
+
+    def _check_scorer(self) -> None:
+        try:
+            if self.scorer is not None:
+                get_scorer(self.scorer, self.judge)
+            elif self.judge is not None:
+                raise ValueError("a judge without a scorer; use judge_strict or judge_lenient")
+        except ValueError as error:
+            raise ValueError(f"task {self.name!r}: {error}") from error
 
     def _check_source(self) -> None:
         if self.generator is None and self.path is None and self.hub_id is None:

@@ -7,6 +7,8 @@ bad row stops a run before it starts.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +17,7 @@ from pathlib import Path
 from sdft.generated import SPLITS, Split, generate
 from sdft.hub import kept_indices, load_hub_split, rows_from_dataset
 from sdft.rows import check_unique_ids, read_rows
-from sdft.scorers import SCORER_OF_SCORING, SCORERS, Scorer, check_row, get_scorer
+from sdft.scorers import SCORER_OF_SCORING, SCORERS, Scorer, get_scorer
 from sdft.task_spec import TaskSpec
 from sdft.types import Demonstration
 
@@ -46,6 +48,10 @@ class Task:
     validation: tuple[Demonstration, ...]
     test: tuple[Demonstration, ...]
     source: str
+
+    def digests(self) -> dict[str, str]:
+        """A short digest of each split's rows in order: another version of the data differs."""
+        return {split: _digest(getattr(self, split)) for split in SPLITS}
 
 
 Splits = dict[str, tuple[Demonstration, ...]]
@@ -80,13 +86,17 @@ def load_task(spec: TaskSpec, seed: int = 0) -> Task:
         RuntimeError: The hub data set could not be loaded.
     """
     splits, source = _load_splits(spec, seed)
+    if spec.prompts_only:
+        splits["train"] = tuple(replace(row, demonstration="") for row in splits["train"])
     check_unique_ids(splits, spec.name)
     scorer_name = spec.scorer or _default_scorer(spec, splits)
-    _check_rows(splits, spec.name, scorer_name)
+    scorer = get_scorer(scorer_name, spec.judge)
+    scored: Splits = {split: splits[split] for split in SPLITS if not _is_prompts(spec, split)}
+    _check_rows(scored, spec.name, scorer)
     return Task(
         name=spec.name,
         scorer_name=scorer_name,
-        scorer=get_scorer(scorer_name),
+        scorer=scorer,
         train=splits["train"],
         validation=splits["validation"],
         test=splits["test"],
@@ -94,11 +104,11 @@ def load_task(spec: TaskSpec, seed: int = 0) -> Task:
     )
 
 
-def _check_rows(splits: Splits, task: str, scorer_name: str) -> None:
+def _check_rows(splits: Splits, task: str, scorer: Scorer) -> None:
     for split, rows in splits.items():
         for row in rows:
             try:
-                check_row(scorer_name, row)
+                scorer.gold(row)
             except ValueError as error:
                 raise ValueError(f"task {task!r}, {split}: {error}") from error
 
@@ -149,7 +159,8 @@ def _folder_splits(spec: TaskSpec, folder: Path, seed: int) -> Splits:
             rows = read_rows(
                 path,
                 spec.name,
-                needs_demonstration=split == "train",
+                needs_demonstration=split == "train" and not spec.prompts_only,
+                needs_answer=not _is_prompts(spec, split),
                 context_field=spec.context_field,
             )
         elif split != "test":
@@ -177,10 +188,14 @@ def _hub_splits(spec: TaskSpec, hub_id: str, seed: int) -> Splits:
                 spec.name,
                 split,
                 spec.columns,
-                needs_demonstration=split == "train",
+                needs_demonstration=split == "train" and not spec.prompts_only,
             )
         )
     return splits
+
+
+def _is_prompts(spec: TaskSpec, split: Split) -> bool:
+    return split == "train" and spec.prompts_only
 
 
 def _chosen(num_present: int, spec: TaskSpec, split: Split, seed: int) -> list[int]:
@@ -196,6 +211,12 @@ def _chosen(num_present: int, spec: TaskSpec, split: Split, seed: int) -> list[i
     order = list(range(num_present))
     random.Random(f"{seed}/{split}").shuffle(order)
     return sorted(order[:number])
+
+
+def _digest(rows: Sequence[Demonstration]) -> str:
+    values = [(row.id, row.prompt, row.demonstration, row.answer, row.context) for row in rows]
+    text = json.dumps(values, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _default_scorer(spec: TaskSpec, splits: Splits) -> str:

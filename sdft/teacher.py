@@ -6,7 +6,8 @@ With θ the student's weights and φ the teacher's, the kinds are
   of these updates would round away. The paper's choice, n = 1 and φ = θ when a stage starts;
 - ``stage_start``: φ is θ as it was when the stage started;
 - ``base``: φ is θ as it was before the first stage;
-- ``student``: φ is θ, always; no weights are held.
+- ``student``: φ is θ, always; no weights are held;
+- ``model``: φ is another model (:mod:`sdft.separate_teacher`).
 
 Each is a module that its owner's checkpoint holds with whatever weights it has of its own: a copy
 of the model, which is saved also where it never moves, so that nothing is ever rebuilt from a
@@ -105,6 +106,10 @@ class Teacher(nn.Module):
         """The teacher's output head: the student's own, which adapters leave alone."""
         return student_head
 
+    def left_out(self) -> dict[str, Tensor]:
+        """Weights that checkpoints leave out, since the configuration names them."""
+        return {}
+
 
 class ModelCopy(Teacher):
     """A frozen copy of the whole student."""
@@ -176,10 +181,10 @@ def make_teacher(student: PreTrainedModel, kind: str, **average: Any) -> Teacher
         ValueError: Unknown kind, an option that this kind does not have, or one out of range.
     """
     if kind not in TEACHERS:
-        raise ValueError(f"unknown teacher {kind!r}; valid: {', '.join(TEACHERS)}")
-    given = {name: value for name, value in average.items() if value is not None}
+        raise ValueError(f"unknown teacher {kind!r}; valid: {', '.join(TEACHERS)}, model")
     if kind != "ema":
-        _refuse_average(kind, given)
+        refuse_average(kind, average)
+    given = {name: value for name, value in average.items() if value is not None}
     follows = Average(**given) if kind == "ema" else None
     adapted = not all(parameter.requires_grad for parameter in student.parameters())
     if kind == "student" or (kind == "base" and adapted):
@@ -187,12 +192,18 @@ def make_teacher(student: PreTrainedModel, kind: str, **average: Any) -> Teacher
     return (AdapterCopy if adapted else ModelCopy)(student, kind, follows)
 
 
-def _refuse_average(kind: str, given: dict[str, Any]) -> None:
-    for name, value in given.items():
-        raise ValueError(
-            f"{name} is {value}, but the teacher is {kind}, which follows no average: leave {name} "
-            "out (null), or set teacher to ema"
-        )
+def refuse_average(kind: str, average: dict[str, Any]) -> None:
+    """Refuse options of an average that this kind does not follow.
+
+    Raises:
+        ValueError: One is given, that is, not None.
+    """
+    for name, value in average.items():
+        if value is not None:
+            raise ValueError(
+                f"{name} is {value}, but the teacher is {kind}, which follows no average: leave "
+                f"{name} out (null), or set teacher to ema"
+            )
 
 
 def _require_full_precision(student: nn.Module) -> None:

@@ -30,7 +30,8 @@ class Demonstration:
         id: Unique within its task.
         task: Name of the task the row belongs to.
         prompt: Chat messages the student reads; the last one is the user's.
-        demonstration: The expert response; empty in rows that are only evaluated.
+        demonstration: The expert response; empty in rows that are only evaluated, and in training
+            rows of a task of prompts alone.
         answer: Gold value for the task's scorer: a string, or any JSON value.
         context: Text only the teacher may read besides the demonstration, such as an article.
         meta: Whatever else the source says about the row.
@@ -52,15 +53,19 @@ class DemonstrationBatch:
     Args:
         rows: B demonstrations, for identifiers and for scoring; training reads no text of them.
         student_prompts: B token-id lists: the prompt alone, up to the assistant's turn.
-        teacher_prompts: B token-id lists: the prompt with the demonstration in context.
+        teacher_prompts: B token-id lists: the prompt with the demonstration in context; the prompt
+            alone where there is none.
         demonstrations: B token-id lists: the demonstration as the assistant's turn, with its
             end-of-turn token.
+        num_lent: Rows at the end that belong to another rank's batch: they are run, so that all
+            ranks do the same, and bear no loss.
     """
 
     rows: tuple[Demonstration, ...]
     student_prompts: Sequence[TokenIds]
     teacher_prompts: Sequence[TokenIds]
     demonstrations: Sequence[TokenIds]
+    num_lent: int = 0
 
     def __len__(self) -> int:
         """Number of rows B."""

@@ -3,42 +3,81 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+import socket
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import yaml
+from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_modules import SDFTModule
 from tests.rows import write_task
 
 
 class KillAt(L.Callback):
-    """Kills the process the first time a hook is reached at a global step; leaves a marker.
+    """Sends the process a signal the first time a hook is reached at a global step.
 
     Args:
         hook: Name of a callback hook.
         step: Global step at which to die.
         marker: File that records the death, so that the resumed run lives.
+        number: The signal.
     """
 
-    def __init__(self, hook: str, step: int, marker: str) -> None:
+    def __init__(self, hook: str, step: int, marker: str, number: int = signal.SIGKILL) -> None:
         def die(trainer: L.Trainer, *_: object) -> None:
             if trainer.global_step == step and not Path(marker).exists():
                 Path(marker).touch()
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number)
 
         setattr(self, hook, die)
 
 
-def write_config(folder: Path, method: str = "SDFTModule", **model: object) -> Path:
+class SmallDisk(L.Callback):
+    """From a global step on no file can grow beyond a size, as on a full disk.
+
+    Args:
+        step: The step.
+        num_bytes: The size.
+    """
+
+    def __init__(self, step: int, num_bytes: int) -> None:
+        self.step = step
+        self.num_bytes = num_bytes
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: object) -> None:
+        """Limit the process."""
+        if trainer.global_step == self.step:
+            hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.num_bytes, hard))
+
+
+class Float64(SDFTModule):
+    """SDFT in double precision, so that runs can be compared beyond rounding.
+
+    Args:
+        options: Those of SDFT.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.double()
+
+
+def write_config(
+    folder: Path, method: str = "SDFTModule", *, num_train: int = 6, **model: object
+) -> Path:
     """A configuration of two small tasks on the tiny model: 3 and 2 optimizer steps."""
-    specs = [write_task(folder, "one", num_train=6), write_task(folder, "two", num_train=4)]
+    specs = [write_task(folder, "one", num_train=num_train), write_task(folder, "two", num_train=4)]
     config = {
         "seed_everything": 1,
         "model": {
-            "class_path": f"lightning_modules.{method}",
+            "class_path": method if "." in method else f"lightning_modules.{method}",
             "init_args": {
                 "pretrained": "tiny-random",
                 "learning_rate": 1e-2,
@@ -67,6 +106,32 @@ def run(*args: str, log: Path) -> int:
         _run_and_leave(args, log)
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status)
+
+
+def run_ranks(*args: str, log: Path, num_ranks: int = 2) -> int:
+    """Run ``train.py`` as several processes on the CPU, as torchrun would; 0 if all of them end so.
+
+    Args:
+        args: The command line, but for the trainer's accelerator and devices.
+        log: What the processes print.
+        num_ranks: How many processes.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    devices = ["--trainer.accelerator=cpu", f"--trainer.devices={num_ranks}"]
+    children = []
+    for rank in range(num_ranks):
+        child = os.fork()
+        if child == 0:
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": 0}
+            place |= {"LOCAL_RANK": rank, "WORLD_SIZE": num_ranks}
+            os.environ.update({name: str(value) for name, value in place.items()})
+            rank_zero_only.rank = rank  # as importing Lightning in this environment would
+            _run_and_leave((*args, *devices), log)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    return max(codes, key=abs)
 
 
 def _run_and_leave(args: tuple[str, ...], log: Path) -> None:

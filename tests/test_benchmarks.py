@@ -8,12 +8,16 @@ import pytest
 from tests.conftest import REPOSITORY
 
 
-def last_line(*command):
-    """Run a benchmark and read the JSON it ends with."""
+def run_benchmark(*command):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, *command], cwd=REPOSITORY, env=environment, capture_output=True, text=True
     )
+
+
+def last_line(*command):
+    """Run a benchmark and read the JSON it ends with."""
+    done = run_benchmark(*command)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -23,3 +27,33 @@ def test_teacher_shapes_measures_the_student_and_every_template():
     figures = last_line("benchmarks/teacher_shapes.py", "--quick")
     assert {"student alone", "paper", "dialogue_twice"} <= set(figures)
     assert set(figures["paper"]) == {"routing", "tool_call", "new_facts"}
+
+
+@pytest.mark.slow
+def test_chaos_ends_as_a_run_that_was_never_killed():
+    outcome = last_line("benchmarks/chaos.py", "--quick")
+    assert outcome == {"kills": 3, "identical": True, "differences": []}
+
+
+@pytest.mark.slow
+def test_step_measures_every_case_without_a_peer():
+    figures = last_line("benchmarks/step.py", "--quick", "--threads", "1")
+    nothing = {"cpu_ratio": None, "wall_ratio": None, "rss_ratio": None}
+    assert figures["trl"]["a"] == figures["trl"]["b"] == figures["trl"]["c"] == nothing
+    assert figures["sft_wall_ratio"] > 0
+    assert figures["decode_vs_generate"] > 0
+
+
+def test_step_names_the_cases_it_knows():
+    done = run_benchmark("benchmarks/step.py", "--quick", "--cases", "a,speed")
+    assert done.returncode != 0
+    assert "speed" in done.stderr
+    assert "decode" in done.stderr
+
+
+@pytest.mark.slow
+def test_linear_cost_draws_both_series(tmp_path):
+    image = tmp_path / "cost.png"
+    figures = last_line("benchmarks/linear_cost.py", "--quick", "--image", str(image))
+    assert set(figures) == {"length_slope", "batch_slope"}
+    assert image.read_bytes().startswith(b"\x89PNG")

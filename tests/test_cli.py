@@ -5,9 +5,9 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sdft.run_directory import settle_run
 from tests.conftest import REPOSITORY
 from tests.runs import run, write_config
-from train import settle_run
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def test_a_run_leaves_every_file_the_readme_names(finished):
     written = {str(path.relative_to(folder)) for path in folder.rglob("*")}
     assert written >= {
         "config.yaml", "retention.json", "retention.png", "checkpoints/last.ckpt",
-        "checkpoints/stage-1-one.ckpt", "checkpoints/stage-2-two.ckpt",
+        "checkpoints/previous.ckpt", "checkpoints/stage-1-one.ckpt", "checkpoints/stage-2-two.ckpt",
         "exports/stage-1-one/model.safetensors", "exports/stage-2-two/tokenizer.json",
     }  # fmt: skip
     assert not list(folder.rglob(".*")), "a temporary file stayed behind"
@@ -127,13 +127,23 @@ def test_a_truncated_checkpoint_is_named(finished, tmp_path):
     assert "cut.ckpt is truncated or not a checkpoint" in log.read_text()
 
 
-def test_another_sequences_checkpoint_is_refused(finished, tmp_path):
+def test_a_checkpoint_of_other_settings_is_refused_with_what_differs(finished, tmp_path):
     folder, _, config = finished
     log = tmp_path / "log"
-    args = (f"--config={config}", f"--run_dir={tmp_path / 'run'}", "--data.batch_size=1")
+    args = (
+        f"--config={config}", f"--run_dir={tmp_path / 'run'}", "--data.batch_size=1",
+        "--model.init_args.teacher=base", "--seed_everything=5", "--data.eval_batch_size=1",
+    )  # fmt: skip
     ckpt = folder / "checkpoints" / "last.ckpt"
     assert run("fit", *args, f"--ckpt_path={ckpt}", log=log) != 0
-    assert "another sequence of tasks" in log.read_text()
+    text = log.read_text()
+    for line in (
+        "data.batch_size: 2 -> 1",
+        "model.teacher: ema -> base",
+        "seed_everything: 1 -> 5",
+    ):
+        assert line in text
+    assert "eval_batch_size" not in text
 
 
 def test_a_used_run_directory_is_refused_unless_resumed_or_overwritten(tmp_path):
@@ -165,8 +175,8 @@ def test_help_explains_every_option_in_words(tmp_path):
 
 @pytest.mark.parametrize("config", sorted((REPOSITORY / "configs").rglob("*.yaml"), key=str))
 def test_every_config_parses(config, tmp_path):
-    if config.name == "defaults.yaml" or config.parent.name == "models":
-        pytest.skip("a part of other configurations")
+    if config.name == "defaults.yaml" or config.parent.name in ("models", "methods"):
+        pytest.skip("a part of other configurations; those of methods have a test of their own")
     log = tmp_path / "log"
     assert run("fit", f"--config={config}", "--print_config", log=log) == 0, log.read_text()
     assert "class_path: lightning_modules" in log.read_text()

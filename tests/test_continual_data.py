@@ -166,3 +166,27 @@ def test_examples_count_towards_the_length_of_a_prompt(specs, tiny):
 def test_a_task_that_chooses_something_unknown_is_named(tmp_path):
     with pytest.raises(ValueError, match="task 'one': teacher_context is 'all'"):
         replace(write_task(tmp_path, "one"), teacher_context="all")
+
+
+def test_evaluation_may_read_what_the_teacher_reads(specs, tiny):
+    decode = tiny.tokenizer.decode
+    for evaluated_as, count in (("student", 1), ("teacher", 2)):
+        batch = next(iter(build(specs, tiny, evaluated_as=evaluated_as).val_dataloader()[0]))
+        for row, prompt in zip(batch.rows, batch.prompts, strict=True):
+            assert decode(prompt).count(row.prompt[-1]["content"]) == count
+    with pytest.raises(ValueError, match="evaluated_as is 'both'; use student or teacher"):
+        build(specs, tiny, evaluated_as="both")
+
+
+def test_replayed_rows_are_read_as_their_own_tasks(specs, tiny):
+    data = build(specs, tiny, replay_fraction=0.5)
+    data.stage = 1
+    first, last = data.train_dataloader()
+    assert [row.task for row in first.rows] == ["two"] * 4 + ["one"] * 2
+    assert [row.task for row in last.rows] == ["two"]
+    assert first.student_prompts[4] == data.reader.student_prompt(first.rows[4])
+
+
+def test_a_negative_replay_fraction_is_refused(specs, tiny):
+    with pytest.raises(ValueError, match=r"data.replay_fraction is -0.1; it must be 0 or more"):
+        build(specs, tiny, replay_fraction=-0.1)

@@ -5,7 +5,12 @@ import threading
 
 import pytest
 
-from sdft.files import write_bytes_atomically, write_json_atomically, write_text_atomically
+from sdft.files import (
+    remove_leftovers,
+    write_bytes_atomically,
+    write_json_atomically,
+    write_text_atomically,
+)
 
 
 def test_text_comes_back_as_written_whatever_its_line_ends(tmp_path):
@@ -65,3 +70,17 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
     while any(writer.is_alive() for writer in writers):
         assert target.read_bytes() in versions
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_leftovers_of_killed_writes_are_removed_and_nothing_else(tmp_path):
+    for name in (
+        ".a.tmp",
+        "exports/.stage-1-x.tmp/model",
+        "exports/stage-1/model",
+        ".git",
+        "b.tmp",
+    ):
+        write_text_atomically(tmp_path / name, "x")
+    remove_leftovers(tmp_path)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"exports/stage-1/model", ".git", "b.tmp"}

@@ -55,13 +55,18 @@ def test_rows_are_chosen_by_their_index(dataset):
 def test_a_filter_keeps_the_rows_it_holds_for(dataset):
     assert kept_indices(dataset, 'label == "warm" or uid == 7', "mine", "train") == [0, 2]
     assert kept_indices(dataset, None, "mine", "train") == [0, 1, 2]
+    odd = dataset.rename_column("text", "self")
+    assert kept_indices(odd, "uid == 7", "mine", "train") == [0]
 
 
 @pytest.mark.parametrize(
     ("where", "message"),
     [
         ("label ==", "is broken"),
-        ("colour == 1", "'colour' is undefined"),
+        ("colour == 1", "fails on train row 0: 'colour' is undefined"),
+        ("colour", "fails on train row 0: 'colour' is undefined"),
+        ("label > 3", "fails on train row 0: '>' not supported"),
+        ("(" * 500, "is broken"),
         ("uid > 100", "keeps no row of train"),
     ],
 )

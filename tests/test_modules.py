@@ -3,10 +3,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from callbacks import OpeningRates
 from datamodules import ContinualDataModule, fit_sequence
 from lightning_modules import SDFTModule, SFTModule
-from lightning_modules.base import WarmupCosine
 from sdft.losses import make_divergence
+from sdft.schedule import WarmupCosine
 from sdft.types import Rollout
 from tests.rows import write_task
 
@@ -47,9 +48,9 @@ class Referenced(SDFTModule):
         return logits.double().log_softmax(-1)
 
 
-def train(module, folder, *callbacks, num_train=(6, 4), ckpt_path=None, **options):
-    """Two short tasks in sequence."""
-    specs = [
+def train(module, folder, *callbacks, num_train=(6, 4), ckpt_path=None, specs=None, **options):
+    """Two short tasks in sequence, or those of ``specs``."""
+    specs = specs or [
         write_task(folder, name, num_train=count, num_test=1)
         for name, count in zip(("one", "two"), num_train, strict=True)
     ]
@@ -239,7 +240,6 @@ def test_warmup_longer_than_the_stage_is_cut_to_it():
             "model.divergence is rao_blackwellised",
         ),
         ({"opening_phrases_to_skip": [" "]}, "opening phrase ' ' is empty"),
-        ({"teacher_samples_every": -1}, "model.teacher_samples_every is -1"),
         ({"importance_clip": 0.5}, "model.importance_clip is 0.5; it must be at least 1"),
         ({"importance_clip": 2.0, "top_k": 5}, "model.importance_clip is 2.0"),
         ({"warmup_steps": -1}, "model.warmup_steps is -1"),
@@ -292,8 +292,8 @@ def test_watching_the_teacher_leaves_rollouts_and_weights_as_they_were(tmp_path)
                 trainer.callback_metrics["train/opening_rate_student"].item(),
             ),
         )
-        module = sdft(teacher_samples_every=every)
-        train(module, tmp_path / name, seen)
+        module = sdft()
+        train(module, tmp_path / name, OpeningRates(teacher_samples_every=every), seen)
         return module.student.state_dict(), seen.seen
 
     weights, without = outcome("off", 0)
@@ -306,7 +306,18 @@ def test_watching_the_teacher_leaves_rollouts_and_weights_as_they_were(tmp_path)
 
 def test_a_rollout_with_a_watched_opening_counts_for_student_and_teacher(tmp_path):
     rates = Recorder("on_train_batch_end", lambda trainer, module: dict(trainer.callback_metrics))
-    train(sdft(opening_phrases_to_skip=ANY_OPENING, teacher_samples_every=1), tmp_path, rates)
+    module = sdft(opening_phrases_to_skip=ANY_OPENING)
+    train(module, tmp_path, OpeningRates(teacher_samples_every=1), rates)
     for reader in ("student", "teacher"):
         seen = [metrics[f"train/opening_rate_{reader}"].item() for metrics in rates.seen]
         assert 0 < max(seen) <= 1
+
+
+def test_openings_of_a_method_without_rollouts_are_not_measured(tmp_path):
+    trainer = train(sdft(SFTModule), tmp_path, OpeningRates(teacher_samples_every=1))
+    assert not any("opening_rate" in name for name in trainer.callback_metrics)
+
+
+def test_a_negative_interval_between_teacher_samples_is_refused():
+    with pytest.raises(ValueError, match=r"openings\.teacher_samples_every is -1"):
+        OpeningRates(teacher_samples_every=-1)

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from sdft.optimizer import AdamW
 from sdft.packing import can_pack, like_parameters, packed_linears, store_by_columns
 
 
@@ -53,7 +54,7 @@ def test_weights_stored_by_columns_are_the_same_weights_and_tied_heads_stay():
 
 def trained(layer, steps, state=None):
     """The layer and its optimizer's state dict after some fused AdamW steps on fixed data."""
-    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
+    optimizer = AdamW(layer.parameters(), lr=0.1)
     if state is not None:
         like_parameters(state["state"], list(layer.parameters()))
         optimizer.load_state_dict(state)
@@ -81,3 +82,32 @@ def test_training_goes_on_with_an_optimizer_state_saved_in_the_other_order(first
     second.load_state_dict(first.state_dict())
     found, _ = trained(second, range(3, 6), state)
     torch.testing.assert_close(found.weight, expected.weight, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("by_columns", [False, True])
+def test_our_optimizer_updates_as_pytorchs_in_either_order(by_columns):
+    found, state = trained(layer_of_seed_zero(by_columns), range(4))
+    reference = layer_of_seed_zero(False)
+    optimizer = torch.optim.AdamW(reference.parameters(), lr=0.1)
+    for step in range(4):
+        inputs = torch.randn(3, 5, generator=torch.Generator().manual_seed(step))
+
+        def backward(inputs=inputs):
+            optimizer.zero_grad()
+            loss = reference(inputs).square().sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(backward)
+    torch.testing.assert_close(found.weight, reference.weight, atol=1e-5, rtol=0)
+    assert state["state"][0]["exp_avg"].shape == found.weight.shape
+    assert state["state"][0]["exp_avg"].stride() == found.weight.stride()
+
+
+def test_our_optimizer_runs_a_closure_with_gradients():
+    layer = layer_of_seed_zero(True)
+    optimizer = AdamW(layer.parameters(), lr=0.1)
+    with torch.no_grad():
+        loss = optimizer.step(lambda: layer(torch.ones(1, 5)).sum().mul(2).backward() or 7)
+    assert loss == 7
+    assert layer.weight.grad.shape == layer.weight.shape

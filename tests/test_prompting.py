@@ -81,11 +81,20 @@ def test_a_user_template_is_read_from_a_file(tmp_path, row):
         ("", "last turn must be the user's"),
         (DIALOGUE + "{% call assistant() %}{{ question }}{% endcall %}", "last turn must be"),
         (DIALOGUE.replace("question", "question.__class__.__mro__", 1), "unsafe|mro"),
+        (DIALOGUE + "{{ 1 / 0 }}", "faulty.jinja: division by zero"),
+        (DIALOGUE + "{{ " + "(" * 2000, "faulty.jinja: .*recursion"),
+        (DIALOGUE + "{{ " + "9" * 5000 + " }}", "faulty.jinja: .*digits"),
     ],
 )
 def test_a_faulty_template_is_refused_when_loaded(source, complaint):
     with pytest.raises(ValueError, match=complaint):
         TeacherTemplate(source, "faulty.jinja")
+
+
+def test_a_template_that_is_not_utf_8_is_an_error_that_names_the_file(tmp_path):
+    (tmp_path / "mine.jinja").write_bytes(b"{# \xff #}")
+    with pytest.raises(ValueError, match=r"mine\.jinja: not UTF-8 at byte 3"):
+        TeacherTemplate.load(str(tmp_path / "mine.jinja"))
 
 
 def test_an_unknown_template_names_the_shipped_ones():

@@ -1,8 +1,10 @@
 import json
+import shutil
 import signal
 
 import pytest
 import torch
+import yaml
 
 from tests.runs import run, write_config
 
@@ -13,6 +15,17 @@ def fit(tmp_path, config, name, *args):
         "fit", f"--config={config}", f"--run_dir={tmp_path / name}",
         "--checkpoint.every_n_steps=1", *args, log=tmp_path / f"{name}.log",
     )  # fmt: skip
+
+
+def kill_at(tmp_path, hook, step, number=signal.SIGKILL):
+    """Options of a run that gets a signal at a hook of a step."""
+    return [
+        "--trainer.callbacks+=tests.runs.KillAt",
+        f"--trainer.callbacks.hook={hook}",
+        f"--trainer.callbacks.step={step}",
+        f"--trainer.callbacks.marker={tmp_path / 'killed'}",
+        f"--trainer.callbacks.number={int(number)}",
+    ]
 
 
 def final_state(folder):
@@ -70,12 +83,7 @@ def assert_same_outcome(folder, reference):
 )
 def test_resumed_run_equals_uninterrupted_run(hook, step, uninterrupted, tmp_path):
     config, reference = uninterrupted
-    killer = [
-        "--trainer.callbacks+=tests.runs.KillAt",
-        f"--trainer.callbacks.hook={hook}",
-        f"--trainer.callbacks.step={step}",
-        f"--trainer.callbacks.marker={tmp_path / 'killed'}",
-    ]
+    killer = kill_at(tmp_path, hook, step)
     log = tmp_path / "run.log"
     assert fit(tmp_path, config, "run", *killer) == -signal.SIGKILL, log.read_text()
     assert fit(tmp_path, config, "run", "--ckpt_path=last") == 0, log.read_text()
@@ -97,3 +105,89 @@ def test_a_finished_run_resumes_to_the_same_outcome(uninterrupted, tmp_path):
     assert fit(tmp_path, config, "run") == 0
     assert fit(tmp_path, config, "run", "--ckpt_path=last") == 0, (tmp_path / "run.log").read_text()
     assert_same_outcome(tmp_path / "run", reference)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "hook", "step", "saved"),
+    [
+        (signal.SIGTERM, 143, "on_train_batch_start", 1, 2),  # the step is finished
+        (signal.SIGINT, 130, "on_train_batch_start", 3, 4),
+        (signal.SIGTERM, 143, "on_train_batch_start", 2, 3),  # the stage's last: its end is too
+        (signal.SIGINT, 130, "on_validation_batch_start", 3, 3),  # an evaluation is given up
+    ],
+)
+def test_a_signal_ends_the_run_in_order(number, code, hook, step, saved, uninterrupted, tmp_path):
+    config, reference = uninterrupted
+    signalled = [*kill_at(tmp_path, hook, step, number), "--checkpoint.every_n_steps=50"]
+    log = tmp_path / "run.log"
+    assert fit(tmp_path, config, "run", *signalled) == code, log.read_text()
+    text = log.read_text()
+    assert f"stopped by {number.name} after step {saved}; the same command with --ckpt_path" in text
+    assert final_state(tmp_path / "run")["global_step"] == saved
+    assert fit(tmp_path, config, "run", "--ckpt_path=last") == 0, log.read_text()
+    assert_same_outcome(tmp_path / "run", reference)
+
+
+def test_a_slurm_job_out_of_time_is_requeued_and_goes_on(uninterrupted, tmp_path, monkeypatch):
+    config, reference = uninterrupted
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f"#!/bin/sh\necho $* > {tmp_path / 'asked'}\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(scontrol.parent), prepend=":")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    command = (*kill_at(tmp_path, "on_train_batch_start", 1, signal.SIGUSR1), "--ckpt_path=auto")
+    log = tmp_path / "run.log"
+    assert fit(tmp_path, config, "run", *command) == 128 + signal.SIGUSR1, log.read_text()
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    assert fit(tmp_path, config, "run", *command) == 0, log.read_text()
+    assert_same_outcome(tmp_path / "run", reference)
+
+
+def test_a_corrupted_checkpoint_is_named_and_the_previous_one_used_on_request(
+    uninterrupted, tmp_path
+):
+    config, reference = uninterrupted
+    shutil.copytree(reference, tmp_path / "run")
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    log = tmp_path / "run.log"
+    assert fit(tmp_path, config, "run", "--ckpt_path=last") != 0
+    text = log.read_text()
+    assert f"{last} is truncated or not a checkpoint (the record" in text
+    assert "resume from it with --ckpt_path" in text
+    assert fit(tmp_path, config, "run", "--ckpt_path=previous") == 0, log.read_text()
+    assert_same_outcome(tmp_path / "run", reference)
+
+
+def test_a_full_disk_stops_the_run_and_leaves_the_last_checkpoint(uninterrupted, tmp_path):
+    config, reference = uninterrupted
+    half = (reference / "checkpoints" / "last.ckpt").stat().st_size // 2
+    full = ["--trainer.callbacks+=tests.runs.SmallDisk"]
+    full += ["--trainer.callbacks.step=1", f"--trainer.callbacks.num_bytes={half}"]
+    log = tmp_path / "run.log"
+    assert fit(tmp_path, config, "run", *full) == 1
+    assert f"the disk of {tmp_path / 'run'} is full" in log.read_text()
+    assert final_state(tmp_path / "run")["global_step"] == 1
+    assert fit(tmp_path, config, "run", "--ckpt_path=last") == 0, log.read_text()
+    assert_same_outcome(tmp_path / "run", reference)
+
+
+def test_changed_rows_are_refused(uninterrupted, tmp_path):
+    config, reference = uninterrupted
+    (folder := tmp_path / "tasks").mkdir()
+    shutil.copytree(config.parent / "one", folder / "one")
+    shutil.copytree(config.parent / "two", folder / "two")
+    train = folder / "two" / "train.jsonl"
+    train.write_text(train.read_text().replace("two train 1?", "two train one?"))
+    moved = yaml.safe_load(config.read_text())
+    for task in moved["data"]["tasks"]:
+        task["path"] = str(folder / task["name"])
+    (tmp_path / "moved.yaml").write_text(yaml.safe_dump(moved))
+    last = f"--ckpt_path={reference / 'checkpoints' / 'last.ckpt'}"
+    assert fit(tmp_path, tmp_path / "moved.yaml", "run", last) != 0
+    text = (tmp_path / "run.log").read_text()
+    assert "two.train: " in text
+    assert "one.train" not in text

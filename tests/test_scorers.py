@@ -17,6 +17,7 @@ ANSWERS = {
     "first_letter": "B",
     "tool_call": 'f(x="1", y=[2])',
     "action_input": [{"Action": "f", "Action_Input": '{"x": 1}'}],
+    "published_action_input": [{"Action": "f", "Action_Input": {"x": 1}}],
     "accepted_calls": None,
     "json_equal": {"a": {"b": [1, "c"]}},
     "exact_match": "February 16, 2002.",

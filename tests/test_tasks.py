@@ -187,6 +187,7 @@ def test_an_empty_hub_split_is_an_error(hub_set):
     [
         ({"name": ""}, "task name ''"),
         ({"name": "a/b"}, "task name 'a/b' cannot name files"),
+        ({"name": "a" * 101}, "task name 'a+ cannot name files; use at most 100"),
         ({"name": ".."}, "task name '..'"),
         ({"name": "mine\n"}, "task name"),
         ({"path": None}, "'mine' has no source; give it a generator, a path or a hub_id"),

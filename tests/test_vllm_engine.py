@@ -246,6 +246,14 @@ def test_the_server_sleeps_between_rollouts_when_asked_to(stub, connect, tiny):
     assert (stub.seen[0], stub.seen[-1]) == ("/wake_up", "/sleep?level=1")
 
 
+def test_each_process_has_a_server_and_a_folder_of_its_own(stub, tiny, monkeypatch, tmp_path):
+    monkeypatch.setenv("LOCAL_RANK", stub.url[-1])
+    url, folder = stub.url[:-1] + "{local_rank}", tmp_path / "sync-{local_rank}"
+    engine = make_engine("vllm", sync_dir=str(folder), url=url)
+    engine(tiny.model, RolloutRequest(PROMPTS, GREEDY, end_ids=tiny.end_ids))
+    assert [path.name for path in tmp_path.iterdir()] == [f"sync-{stub.url[-1]}"]
+
+
 @pytest.mark.parametrize("failure", [500, 503, "drop"])
 def test_passing_failures_are_tried_again(stub, connect, tiny, failure):
     engine = connect()

@@ -10,6 +10,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedM
 from sdft.engines.generate import neutral_generation_config
 from sdft.engines.sampling import rollout_of
 from sdft.rollout import RolloutRequest, SamplingSettings, evaluation_mode
+from sdft.sharding import whole_weights
 from sdft.types import Rollout
 
 
@@ -49,7 +50,8 @@ class ContinuousBatchingEngine:
         )
         generate_batch: Any = model.generate_batch  # a mixin of the model's own class
         # The sampler seeds the global random state.
-        with torch.random.fork_rng(), evaluation_mode(model), neutral_generation_config(model):
+        modes = evaluation_mode(model), neutral_generation_config(model)
+        with whole_weights(model), torch.random.fork_rng(), modes[0], modes[1]:
             results = generate_batch(
                 inputs=[list(prompt) for prompt in prompts],
                 generation_config=_generation_config(request.settings, request.end_ids),

@@ -19,6 +19,7 @@ from transformers import (
 
 from sdft.endings import Ending
 from sdft.rollout import RolloutRequest, SamplingSettings, draw, evaluation_mode
+from sdft.sharding import whole_weights
 from sdft.types import Rollout, TokenIds
 
 
@@ -38,7 +39,8 @@ class GenerateEngine:
         width = max(map(len, prompts))
         choice = _Choice(settings, request.noise(model.device))
         generate: Any = model.generate  # a mixin of the model's own class
-        with torch.inference_mode(), evaluation_mode(model), neutral_generation_config(model):
+        modes = evaluation_mode(model), neutral_generation_config(model)
+        with whole_weights(model), torch.inference_mode(), modes[0], modes[1]:
             ids = generate(
                 **_left_padded(prompts, width, model.device),
                 generation_config=GenerationConfig(  # type: ignore[no-untyped-call]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,9 @@ class VLLMEngine:
 
     Args:
         sync_dir: Folder that trainer and server see under the same path; weights pass through it.
-        url: The server's address.
+        url: The server's address. Each process of a run needs a server and a folder of its own:
+            {local_rank} in either stands for the process's number on its machine, as in
+            http://127.0.0.1:800{local_rank}.
         model: Name of the served model; null for the only one.
         timeout_s: Longest wait for an answer, a completion or a weight update, in seconds.
         retries: Further attempts after one that failed, before the run ends.
@@ -55,6 +58,7 @@ class VLLMEngine:
         num_parallel: int = 64,
         sleep: bool = False,
     ) -> None:
+        sync_dir, url = (of_this_process(each) for each in (sync_dir, url))
         checks = {
             "sync_dir": (sync_dir, Path(sync_dir).is_absolute(), "an absolute path"),
             "timeout_s": (timeout_s, timeout_s > 0, "above 0"),
@@ -96,6 +100,12 @@ class VLLMEngine:
         self._server.post("/wake_up")
         yield
         self._server.post("/sleep?level=1")  # weights to host memory, cache dropped
+
+
+def of_this_process(option: str) -> str:
+    """The option with the process's number in its place; launchers say it in the environment."""
+    number = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
+    return option.replace("{local_rank}", number)
 
 
 def sampling_request(settings: SamplingSettings, end_ids: frozenset[int]) -> dict[str, Any]:

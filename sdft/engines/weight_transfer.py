@@ -10,9 +10,11 @@ from pathlib import Path
 from shutil import rmtree
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from sdft.engines.vllm_server import VLLMError, VLLMServer
+from sdft.files import save_on_any_rank
 from sdft.lora import merged, trained_parameters
 from sdft.models import staged_directory
 
@@ -35,10 +37,19 @@ class SharedFolder:
         self._folder = folder
 
     def __call__(self, model: PreTrainedModel) -> None:
-        """Write the weights, let the server load them, delete them."""
+        """Write the weights, let the server load them, delete them.
+
+        Raises:
+            VLLMError: The weights are in shards, or the server does not take them.
+        """
+        if any(isinstance(each, FSDPModule) for each in model.modules()):
+            raise VLLMError(
+                "the student is in shards (FSDP2), and no rank has all of it to send: set "
+                "rollout_engine to in_place, or trainer.strategy to ddp"
+            )
         directory = self._folder / "weights"
         with staged_directory(directory) as staging:
-            merged(model).save_pretrained(staging)
+            save_on_any_rank(merged(model), staging)
         load = {"weights_path": str(directory), "is_checkpoint_format": True}
         self._server.post("/collective_rpc", {"method": "reload_weights", "kwargs": load})
         rmtree(directory)

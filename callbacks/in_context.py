@@ -1,0 +1,161 @@
+"""The in-context check (section 3.2): is the teacher better than the student it is to teach?"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from tqdm import tqdm
+
+from callbacks.stage_records import publish
+from sdft.head import VocabularyHead
+from sdft.probes import kl_and_entropy
+from sdft.rollout import RolloutRequest, evaluation_mode, sample
+from sdft.scoring import LossPositions
+from sdft.tasks import Task
+from sdft.teacher import Teacher
+from sdft.types import DemonstrationBatch, Rollout
+
+DEFINITIONS = {
+    "student_accuracy": "Share of the rows that the student answers correctly from the prompt "
+    "alone, greedily.",
+    "teacher_accuracy": "The same for the teacher, which has the demonstration in context.",
+    "kl_teacher_student": "KL(teacher || student) in nats, mean over the tokens of the teacher's "
+    "answers; the student reads the prompt alone.",
+    "student_length": "Mean number of tokens of the student's answers.",
+    "teacher_length": "Mean number of tokens of the teacher's answers.",
+}
+
+
+@runtime_checkable
+class SelfTaught(Protocol):
+    """What the check reads of a module; others are not checked."""
+
+    probe_teacher: bool
+    teacher: Teacher
+    teacher_head: VocabularyHead
+
+
+class InContextCheck(L.Callback):
+    """Compares teacher and student on the coming stage's task before it is trained.
+
+    On with the module's ``probe_teacher``. The rows are the task's first training rows, with the
+    prompts that training will use; the stage has not seen them yet. Both answer greedily. A
+    warning says so when the teacher is not better: self-distillation has nothing to pass on then.
+    Results go to ``probe.json``, to TensorBoard (x is the number of stages done) and to the
+    terminal. ``validate`` checks every task, to the terminal alone. Weights, modes and random
+    state stay as they are.
+
+    Args:
+        num_rows: Rows asked at most.
+
+    Raises:
+        ValueError: ``num_rows`` is below 1.
+    """
+
+    def __init__(self, num_rows: int = 16) -> None:
+        if num_rows < 1:
+            raise ValueError(f"in_context.num_rows is {num_rows}; it must be at least 1")
+        self.num_rows = num_rows
+        self.stages: list[dict[str, Any]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The checks so far."""
+        return {"stages": self.stages}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint's checks."""
+        self.stages = list(state_dict["stages"])
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any
+    ) -> None:
+        """Before a stage's first step, when the teacher has what it starts from."""
+        data, stage = trainer.datamodule, trainer.datamodule.stage
+        if not _wanted(pl_module) or trainer.global_step != data.plan.first_step(stage):
+            return
+        found = self._check(trainer, pl_module, data.tasks[stage])
+        entry = {"stage": stage, "global_step": trainer.global_step, **found}
+        self.stages = [earlier for earlier in self.stages if earlier["stage"] < stage] + [entry]
+        record = {"method": pl_module.method_name, "model": pl_module.model_name}
+        record |= {"stages": self.stages, "definitions": DEFINITIONS}
+        scalars = {f"in_context/{name}": found[name] for name in DEFINITIONS}
+        publish(trainer, "probe.json", record, scalars, num_stages_done=stage)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Outside of a sequence: every task."""
+        outside = trainer.datamodule.num_stages_done is None
+        if _wanted(pl_module) and outside and trainer.state.fn == TrainerFn.VALIDATING:
+            for task in trainer.datamodule.tasks:
+                self._check(trainer, pl_module, task)
+
+    def _check(self, trainer: L.Trainer, module: Any, task: Task) -> dict[str, Any]:
+        indices = list(range(min(self.num_rows, len(task.train))))
+        batch = trainer.datamodule.reader.train_batch(task.train, indices)
+        found = {"task": task.name, "num_rows": len(batch), **compare(module, batch, task)}
+        if trainer.is_global_zero:  # above a progress bar, where there is one
+            tqdm.write("\n".join(filter(None, [in_words(found), advice(found)])))
+        return found
+
+
+def _wanted(module: L.LightningModule) -> bool:
+    return isinstance(module, SelfTaught) and module.probe_teacher
+
+
+@torch.no_grad()
+def compare(module: Any, batch: DemonstrationBatch, task: Task) -> dict[str, float]:
+    """The numbers of :data:`DEFINITIONS`, on the rows of one task.
+
+    The student answers through the module's rollout engine, the teacher in place.
+    """
+    settings, end_ids, decode = module.greedy, module.end_ids, module.tokenizer.decode
+    alone = RolloutRequest(batch.student_prompts, settings, end_ids, decode=decode)
+    shown = RolloutRequest(batch.teacher_prompts, settings, end_ids, decode=decode)
+    student = module.rollout_engine(module.student, alone)
+    with module.teacher.scoring(module.student) as model:
+        teacher = sample(model, shown)
+        positions = LossPositions.of(teacher.completions, device=module.device)
+        hidden = module.hidden_states(model, batch.teacher_prompts, teacher.completions, positions)
+    with evaluation_mode(module.student):
+        students_hidden = module.hidden_states(
+            module.student, batch.student_prompts, teacher.completions, positions
+        )
+    kl, _ = kl_and_entropy(hidden, module.teacher_head, students_hidden, module.student_head)
+    return {
+        "student_accuracy": _accuracy(module, batch, task, student),
+        "teacher_accuracy": _accuracy(module, batch, task, teacher),
+        "kl_teacher_student": kl.mean().item(),
+        "student_length": student.num_tokens / len(batch),
+        "teacher_length": teacher.num_tokens / len(batch),
+    }
+
+
+def _accuracy(module: Any, batch: DemonstrationBatch, task: Task, rollout: Rollout) -> float:
+    answers = module.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
+    scores = [task.scorer(answer, row) for answer, row in zip(answers, batch.rows, strict=True)]
+    return sum(scores) / len(scores)
+
+
+def in_words(found: dict[str, Any]) -> str:
+    """One line of a check."""
+    return (
+        f"In-context check of {found['task']} ({found['num_rows']} rows): student "
+        f"{found['student_accuracy']:.0%} correct, teacher with demonstration "
+        f"{found['teacher_accuracy']:.0%}, KL(teacher || student) "
+        f"{found['kl_teacher_student']:.2f} nats a token"
+    )
+
+
+def advice(found: dict[str, Any]) -> str | None:
+    """What a teacher that is not better means; None of one that is."""
+    if found["teacher_accuracy"] > found["student_accuracy"]:
+        return None
+    return (
+        f"Warning, {found['task']}: with the demonstration in context the teacher answers "
+        f"{found['teacher_accuracy']:.0%} of {found['num_rows']} rows correctly, the student alone "
+        f"{found['student_accuracy']:.0%}. A teacher that is not better has nothing to pass on, so "
+        "SDFT will not help with this task; the paper finds this of models below 7B. Try another "
+        "data.teacher_template, a larger model, or SFT"
+    )

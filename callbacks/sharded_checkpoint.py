@@ -1,0 +1,44 @@
+"""Checkpoints with one file per rank, which a kill at any instant leaves readable."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import lightning as L
+
+SLOTS = (".last-a", ".last-b")
+
+
+def save_in_shards(trainer: L.Trainer, last: Path, kept: Path | None) -> None:
+    """Write a checkpoint folder and let the link ``last`` name it; called on every rank.
+
+    A folder cannot be replaced in one step, a link can: what ``last`` names is never written into.
+
+    Args:
+        trainer: Its strategy writes folders.
+        last: The link.
+        kept: A second name for this checkpoint that later ones leave alone; None for none.
+    """
+    slot = last.with_name(SLOTS[last.resolve().name == SLOTS[0]])
+    if trainer.is_global_zero:
+        shutil.rmtree(slot, ignore_errors=True)
+    trainer.strategy.barrier()
+    trainer.save_checkpoint(slot, weights_only=False)  # returns once all ranks have written
+    if trainer.is_global_zero:
+        link = last.with_name(f".{last.name}.partial")
+        link.unlink(missing_ok=True)
+        link.symlink_to(slot.name)
+        link.replace(last)
+        if kept is not None:
+            _link_folder(slot, kept)
+
+
+def _link_folder(source: Path, target: Path) -> None:
+    """The same files under another name."""
+    partial = target.with_name(f".{target.name}.partial")
+    for left_over in (partial, target):
+        shutil.rmtree(left_over, ignore_errors=True)
+    shutil.copytree(source, partial, copy_function=os.link)
+    partial.replace(target)

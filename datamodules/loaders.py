@@ -1,0 +1,103 @@
+"""What one process reads: its share of every training batch and of every task's evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sdft.stages import Place, StagePlan
+from sdft.types import Demonstration, DemonstrationBatch, EvaluationBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One process of several: item i of a sequence belongs to rank i modulo their number.
+
+    Args:
+        rank: This process, from 0.
+        num_ranks: How many processes there are.
+    """
+
+    rank: int = 0
+    num_ranks: int = 1
+
+    def of_batch(self, places: list[Place]) -> tuple[list[Place], int]:
+        """This process's rows of a batch, and how many of them, at the end, are only lent.
+
+        Every process gets as many rows, so that all of them run the same number of forward
+        passes; where a batch does not go round, the last ones repeat a row that is another's.
+        """
+        own = places[self.rank :: self.num_ranks]
+        num_lent = -(-len(places) // self.num_ranks) - len(own)
+        return own + places[:num_lent], num_lent
+
+    def of_rows(self, rows: Sequence[Demonstration]) -> Sequence[Demonstration]:
+        """This process's rows of an evaluation, maybe none: no row is answered twice."""
+        return rows[self.rank :: self.num_ranks]
+
+
+class StageLoader:
+    """One process's part of a stage's batches; its state is how many it has given.
+
+    Args:
+        plan: The sequence of stages.
+        stage: The stage to serve.
+        share: Which rows of each batch are this process's.
+        collate: Makes a batch of the rows at places, given how many of them are lent.
+    """
+
+    def __init__(
+        self,
+        plan: StagePlan,
+        stage: int,
+        share: Share,
+        collate: Callable[[Sequence[Place], int], DemonstrationBatch],
+    ) -> None:
+        self._plan = plan
+        self._stage = stage
+        self._share = share
+        self._collate = collate
+        self._num_given = 0
+
+    def __len__(self) -> int:
+        """Batches of the whole stage, those already given included."""
+        return self._plan.steps_in_stage(self._stage)
+
+    def __iter__(self) -> Iterator[DemonstrationBatch]:
+        """The batches not yet given."""
+        for places in self._plan.batches(self._stage, self._num_given):
+            self._num_given += 1
+            yield self._collate(*self._share.of_batch(places))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs to go on with the next batch, on any number of processes."""
+        return {"stage": self._stage, "num_given": self._num_given}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on behind the batches a checkpoint has seen; another stage's state is ignored."""
+        if state["stage"] == self._stage:
+            self._num_given = state["num_given"]
+
+
+class EvaluationLoader:
+    """Rows of a task in order, in batches."""
+
+    def __init__(
+        self,
+        rows: Sequence[Demonstration],
+        batch_size: int,
+        collate: Callable[[Sequence[Demonstration]], EvaluationBatch],
+    ) -> None:
+        self._rows = rows
+        self._batch_size = batch_size
+        self._collate = collate
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return -(-len(self._rows) // self._batch_size)
+
+    def __iter__(self) -> Iterator[EvaluationBatch]:
+        """The batches, the last one maybe smaller."""
+        for start in range(0, len(self._rows), self._batch_size):
+            yield self._collate(self._rows[start : start + self._batch_size])

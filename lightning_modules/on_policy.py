@@ -1,0 +1,61 @@
+"""On-policy distillation from a model that needs no demonstration, and re-invoke."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from lightning_modules.sdft import SDFTModule
+from lightning_modules.sft import SFTModule
+from sdft.scoring import LossPositions
+from sdft.types import DemonstrationBatch, Rollout
+
+
+class OnPolicyDistillationModule(SDFTModule):
+    """On-policy distillation: SDFT's loss, but the teacher knows better without a demonstration.
+
+    Student and teacher read the same prompt; demonstrations are not used.
+
+    Args:
+        teacher: Whose weights teach, as SDFTModule's; model is the one of teacher_pretrained.
+        base: Other options of SDFTModule and those every method has.
+    """
+
+    method_name = "on-policy distillation"
+    train_on = "prompts"
+
+    def __init__(self, *, teacher: str = "model", **base: Any) -> None:
+        super().__init__(teacher=teacher, **base)
+
+    def score_teacher(
+        self, batch: DemonstrationBatch, rollout: Rollout, positions: LossPositions
+    ) -> Tensor:
+        """(N, D) hidden states of the teacher, which reads the prompt alone."""
+        unshown = replace(batch, teacher_prompts=batch.student_prompts)
+        return super().score_teacher(unshown, rollout, positions)
+
+
+class ReinvokeModule(OnPolicyDistillationModule, SFTModule):
+    """Re-invoke (Lu et al. 2025): SFT, then stages that call the base model's behaviour back.
+
+    A stage with demonstrations is SFT. A stage of general prompts, a task with ``prompts_only``,
+    is on-policy distillation from the base model: the student answers, the base model scores the
+    answer, and the loss is their divergence.
+
+    Args:
+        base: Options of SDFTModule, for the stages of prompts, and those every method has.
+    """
+
+    method_name = "SFT + re-invoke"
+
+    def __init__(self, **base: Any) -> None:
+        super().__init__(teacher="base", **base)
+
+    def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
+        """SFT where there are demonstrations, on-policy distillation where there are none."""
+        if batch.rows[0].demonstration:
+            self.last_rollout = None
+            return SFTModule.training_step(self, batch, batch_idx)
+        return super().training_step(batch, batch_idx)

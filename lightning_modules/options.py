@@ -1,0 +1,80 @@
+"""What options of a method are refused, with the option's name, its value and the fix."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from sdft.divergences import Divergence
+from sdft.losses import DIVERGENCES, REDUCTIONS, make_divergence
+from sdft.rollout import SamplingSettings
+
+
+def require(holds: bool, name: str, value: object, expected: str) -> None:
+    """Refuse an option's value.
+
+    Raises:
+        ValueError: ``holds`` is false; names the option, its value and what is expected.
+    """
+    if not holds:
+        raise ValueError(f"model.{name} is {value}; it must be {expected}")
+
+
+def require_above(bound: float, **options: float) -> None:
+    """Refuse options that are not above ``bound``."""
+    for name, value in options.items():
+        require(value > bound, name, value, f"above {bound}")
+
+
+def require_at_least(least: float, **options: float | None) -> None:
+    """Refuse options below ``least``; None is not a number and passes."""
+    for name, value in options.items():
+        require(value is None or value >= least, name, value, f"{least} or more")
+
+
+def checked_reduction(name: str) -> str:
+    """The reduction of a module's options, refused where there is no such one."""
+    require(name in REDUCTIONS, "reduction", name, " or ".join(REDUCTIONS))
+    return name
+
+
+def checked_divergence(
+    name: str,
+    options: dict[str, Any],
+    sampling: SamplingSettings,
+    importance_clip: float | None,
+) -> Divergence:
+    """The divergence of a module's options.
+
+    Args:
+        name: One of :data:`sdft.losses.DIVERGENCES`.
+        options: The divergence's own.
+        sampling: Of the rollouts: it must not rule the objective's mathematics out.
+        importance_clip: Largest importance weight; None for none.
+
+    Raises:
+        ValueError: Unknown divergence or option, a value out of its range, or rollouts that are
+            not drawn from a distribution the objective knows.
+    """
+    require(name in DIVERGENCES, "divergence", name, "one of " + ", ".join(DIVERGENCES))
+    try:
+        divergence = make_divergence(name, **options)
+    except ValueError as error:
+        raise ValueError(f"model.divergence_options {options}: {error}") from error
+    clip = importance_clip
+    whole = sampling.top_p == 1.0 and sampling.top_k == 0 and sampling.min_p == 0.0
+    require(
+        not divergence.prefix_score or (whole and sampling.temperature == 1.0 and clip is None),
+        "divergence",
+        name,
+        "used with temperature 1, top_p 1, top_k 0, min_p 0 and importance_clip null: its "
+        "prefix score is that of completions drawn from the student itself",
+    )
+    require(
+        clip is None or (1.0 <= clip < math.inf and whole and sampling.temperature > 0.0),
+        "importance_clip",
+        clip,
+        "at least 1 and used with top_p 1, top_k 0, min_p 0 and a temperature above 0: a "
+        "truncated distribution has no ratio to the student's",
+    )
+    return divergence

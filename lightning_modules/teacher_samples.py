@@ -1,0 +1,157 @@
+"""Methods that learn offline, from completions drawn once from the shown teacher (figure 6)."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+from zlib import crc32
+
+from torch import distributed
+from transformers import PreTrainedModel
+
+from lightning_modules.base import ContinualModule
+from lightning_modules.options import require
+from lightning_modules.sdft import SDFTModule
+from lightning_modules.sft import SFTModule
+from sdft.rollout import RolloutRequest, SamplingSettings
+from sdft.stages import mix_seed
+from sdft.types import DemonstrationBatch, Rollout, TokenIds
+
+TEACHER_SAMPLE = 2  # sampling noise apart from the rollouts' and from the watched openings'
+RowKey = tuple[str, str]
+"""Task and id of a row."""
+
+
+class TeacherSamples(ContinualModule):
+    """One completion for every training row of a stage, drawn at its start and then kept.
+
+    They are drawn from the model shown the demonstration, as the teacher of SDFT reads it.
+    Checkpoints hold them, so that a resumed stage learns from the same.
+    """
+
+    sampling: SamplingSettings
+
+    def __init__(self, **base: Any) -> None:
+        super().__init__(**base)
+        self.teacher_samples: dict[RowKey, TokenIds] = {}
+
+    def on_train_start(self) -> None:
+        """Draw the stage's samples; a resumed stage has them."""
+        super().on_train_start()
+        if self.at_stage_start():
+            self.teacher_samples = self.draw_samples()
+
+    def sampling_teacher(self) -> AbstractContextManager[PreTrainedModel]:
+        """The model to draw from, shown the demonstration: the student as the stage starts."""
+        return nullcontext(self.student)
+
+    def draw_samples(self) -> dict[RowKey, TokenIds]:
+        """A completion for every row the stage will read."""
+        samples: dict[RowKey, TokenIds] = {}
+        with self.sampling_teacher() as model:
+            for batch in self.trainer.datamodule.train_dataloader():
+                new = [place for place, key in enumerate(keys(batch)) if key not in samples]
+                if new:
+                    drawn_for = [keys(batch)[place] for place in new]
+                    request = RolloutRequest(
+                        [batch.teacher_prompts[place] for place in new],
+                        self.sampling,
+                        end_ids=self.end_ids,
+                        seeds=[self.sample_seed(key) for key in drawn_for],
+                        drafts=[batch.demonstrations[place] for place in new],
+                        decode=self.tokenizer.decode,
+                    )
+                    completions = self.rollout_engine(model, request).completions
+                    samples.update(zip(drawn_for, completions, strict=True))
+        return of_all_ranks(samples)
+
+    def sample_seed(self, key: RowKey) -> int:
+        """The noise of a row's sample: a function of the run's seed, the stage and the row."""
+        return mix_seed(self.seed, self.stage, crc32("/".join(key).encode()), TEACHER_SAMPLE)
+
+    def samples_of(self, batch: DemonstrationBatch) -> list[TokenIds]:
+        """B completions, the same whenever a row comes up."""
+        return [self.teacher_samples[key] for key in keys(batch)]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the samples."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["teacher_samples"] = self.teacher_samples
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the samples back."""
+        super().on_load_checkpoint(checkpoint)
+        self.teacher_samples = checkpoint["teacher_samples"]
+
+
+class TeacherSFTModule(TeacherSamples, SFTModule):
+    """SFT on samples of the teacher: cross-entropy on what the shown model itself would answer.
+
+    Args:
+        temperature: Sampling temperature of the teacher's completions.
+        base: Options of SFTModule and those every method has.
+    """
+
+    method_name = "SFT on teacher samples"
+
+    def __init__(self, *, temperature: float = 1.0, **base: Any) -> None:
+        super().__init__(**base)
+        self.sampling = replace(self.greedy, temperature=temperature)
+
+    def targets(self, batch: DemonstrationBatch) -> list[TokenIds]:
+        """B completions of the teacher."""
+        return self.samples_of(batch)
+
+
+class OfflineDistillationModule(TeacherSamples, SDFTModule):
+    """Offline distillation: SDFT's divergence, on the teacher's completions instead of rollouts.
+
+    Args:
+        divergence: As SDFTModule's, but those that need the student's own draws: sampled_token and
+            rao_blackwellised.
+        teacher: Whose weights teach and draw the samples, as SDFTModule's; stage_start is the
+            student as the stage began.
+        importance_clip: Must be null: the completions are not the student's.
+        base: Other options of SDFTModule and those every method has.
+    """
+
+    method_name = "offline distillation"
+
+    def __init__(
+        self,
+        *,
+        divergence: str = "forward_kl",
+        teacher: str = "stage_start",
+        importance_clip: float | None = None,
+        **base: Any,
+    ) -> None:
+        own = divergence not in ("sampled_token", "rao_blackwellised")
+        require(own, "divergence", divergence, "one that does not need the student's own draws")
+        require(importance_clip is None, "importance_clip", importance_clip, "null")
+        super().__init__(divergence=divergence, teacher=teacher, **base)
+
+    def sampling_teacher(self) -> AbstractContextManager[PreTrainedModel]:
+        """The teacher, as the stage starts."""
+        return self.teacher.scoring(self.student)
+
+    def sample(self, batch: DemonstrationBatch) -> Rollout:
+        """The teacher's completions; their log-probabilities are not kept."""
+        completions = self.samples_of(batch)
+        ended = [completion[-1] in self.end_ids for completion in completions]
+        self.last_rollout = Rollout(completions, [[] for _ in completions], ended)
+        return self.last_rollout
+
+
+def keys(batch: DemonstrationBatch) -> list[RowKey]:
+    """What tells the rows of a sequence of tasks apart."""
+    return [(row.task, row.id) for row in batch.rows]
+
+
+def of_all_ranks(samples: dict[RowKey, TokenIds]) -> dict[RowKey, TokenIds]:
+    """The samples of all ranks together, so that the one checkpoint holds them all."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return samples
+    parts: list[dict[RowKey, TokenIds]] = [{}] * distributed.get_world_size()
+    distributed.all_gather_object(parts, samples)
+    return {key: tokens for part in parts for key, tokens in part.items()}

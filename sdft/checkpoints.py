@@ -1,0 +1,118 @@
+"""Checkpoint files: written whole, verified before they are read.
+
+``torch.save`` writes a zip archive with a CRC-32 of every record, so a file brings what verifies
+it along; ``torch.load`` does not look at it.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+import zlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdft.files import atomic_stream
+
+LAST = "last.ckpt"
+PREVIOUS = "previous.ckpt"  # what last.ckpt was before
+SHARDED_SUMMARY = "meta.pt"  # of a checkpoint with one file per rank: all but the tensors
+
+
+class ResumeError(ValueError):
+    """A run cannot go on from a checkpoint; the message says why and what to do."""
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write a checkpoint, all of it or nothing."""
+    with atomic_stream(path) as stream:
+        torch.save(checkpoint, stream)
+
+
+def check_whole(path: Path) -> None:
+    """Compare a checkpoint's bytes with the checksums inside of it.
+
+    Raises:
+        ResumeError: The file is missing, truncated, corrupted or not a checkpoint. The message
+            names a good one beside it.
+    """
+    if not path.exists():
+        raise ResumeError(f"the checkpoint {path} does not exist")
+    if (damage := _damage(_archive(path))) is not None:
+        raise ResumeError(
+            f"the checkpoint {path} is truncated or not a checkpoint ({damage}); {_instead(path)}"
+        )
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """A checkpoint without its tensors' content: they stay in the file until they are touched.
+
+    Raises:
+        ResumeError: The file is missing, truncated, corrupted or not a checkpoint.
+    """
+    check_whole(path)
+    try:
+        checkpoint: dict[str, Any] = torch.load(
+            _archive(path), map_location="cpu", mmap=True, weights_only=True
+        )
+        return {**checkpoint, **{name: int(checkpoint[name]) for name in ("epoch", "global_step")}}
+    except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise ResumeError(
+            f"the checkpoint {path} is not a checkpoint of a run ({error}); {_instead(path)}"
+        ) from error
+
+
+def read_counters(path: Path) -> dict[str, int]:
+    """``epoch`` and ``global_step`` of a checkpoint.
+
+    Raises:
+        ResumeError: The file is missing, truncated, corrupted or not a checkpoint.
+    """
+    summary = read_summary(path)
+    return {name: summary[name] for name in ("epoch", "global_step")}
+
+
+def _archive(path: Path) -> Path:
+    """The file to verify; of a folder with one file per rank, the one with the counters."""
+    return path / SHARDED_SUMMARY if path.is_dir() else path
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with the archive; None if nothing is."""
+    if not path.is_file():
+        return "there is no such file"
+    state = path.stat()
+    return _damage_of_version(path, state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _damage_of_version(path: Path, *_: int) -> str | None:
+    """The same, once for each version of a file: gigabytes are read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        UnicodeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        return str(error)
+    return None if damaged is None else f"the record {damaged} fails its checksum"
+
+
+def _instead(path: Path) -> str:
+    """Where else to resume: the newest good checkpoint in the same folder."""
+    others = (other for other in path.parent.glob("*.ckpt") if other.name != path.name)
+    good = [other for other in others if _damage(_archive(other)) is None]
+    if not good:
+        return "there is no other good one in its folder"
+    newest = max(good, key=lambda other: (other.stat().st_mtime_ns, other.name == PREVIOUS))
+    name = "previous" if newest.name == PREVIOUS else newest
+    return f"the newest good one beside it is {newest}: resume from it with --ckpt_path {name}"
