@@ -40,7 +40,7 @@ PLACES = {
     "step": {"training_step", "optimizer_step"},
 }
 TASKS = ("routing", "tool_call", "new_facts")
-NUM_STAGES = 10
+NUM_STAGES = 6
 
 
 def main() -> None:
@@ -192,11 +192,11 @@ def different(own: Any, expected: Any, path: str) -> list[str]:
 
 
 def write_config(folder: Path) -> Path:
-    """Ten stages of three steps on the tiny model, with a checkpoint every other step."""
+    """Six stages of three steps on the tiny model, with a checkpoint every other step."""
     tasks = [
         {
             "name": f"{TASKS[k % len(TASKS)]}_{k}", "generator": TASKS[k % len(TASKS)],
-            "num_train": 10, "num_validation": 4, "num_test": 4,
+            "num_train": 10, "num_validation": 2, "num_test": 2,
         }
         for k in range(NUM_STAGES)
     ]  # fmt: skip

@@ -1,7 +1,7 @@
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from callbacks import OpeningRates
 from datamodules import ContinualDataModule, fit_sequence
@@ -60,7 +60,7 @@ def train(module, folder, *callbacks, num_train=(6, 4), ckpt_path=None, specs=No
     trainer = L.Trainer(
         accelerator="cpu",
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=any(isinstance(each, Checkpoint) for each in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
