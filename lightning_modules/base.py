@@ -1,20 +1,18 @@
-"""What every method shares: the model, its optimizer per stage, and greedy evaluation."""
+"""What every method shares: the model, its optimizer per stage, and what a checkpoint holds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
+from lightning_modules.evaluation import GreedyEvaluation
 from lightning_modules.options import require, require_above, require_at_least
 from sdft.cost import LapClock
 from sdft.engines import make_engine
@@ -26,18 +24,17 @@ from sdft.micro_batches import hidden_states_in_parts
 from sdft.models import LoadedModel, load_model
 from sdft.optimizer import AdamW
 from sdft.packing import like_parameters, store_by_columns
-from sdft.rollout import RolloutRequest, SamplingSettings
+from sdft.rollout import SamplingSettings
 from sdft.schedule import WarmupCosine
 from sdft.scoring import LossPositions
-from sdft.sharding import shard, whole_weights
+from sdft.sharding import shard
 from sdft.stages import StagePlan, mix_seed
-from sdft.types import DemonstrationBatch, EvaluationBatch, Rollout, TokenIds
+from sdft.types import DemonstrationBatch, Rollout, TokenIds
 
-SCORED_AT_ONCE = 8  # answers; a judge is waited for
 DROPOUT = 1  # tells the seed of dropout from that of the rollouts
 
 
-class ContinualModule(L.LightningModule):
+class ContinualModule(GreedyEvaluation):
     """A language model that learns tasks one after another.
 
     A method subclasses it and defines ``training_step``. Optimizer and schedule restart with
@@ -109,8 +106,6 @@ class ContinualModule(L.LightningModule):
         self.clock = LapClock()  # seconds of its phases, for callbacks
         self.step_skipped = False  # whether it moved nothing, for callbacks
         self._num_lent = 0  # of the batch in training
-        self._scores: dict[str, list[float]] = {}  # of this rank's rows, by task
-        self._evaluation = ExitStack()  # what an evaluation is run in
 
     def _take_on(self, loaded: LoadedModel, activation_checkpointing: bool) -> None:
         """Hold the model as the student."""
@@ -291,47 +286,3 @@ class ContinualModule(L.LightningModule):
         rank, num_ranks = self.trainer.global_rank, self.trainer.world_size
         places = range(rank, rank + num_rows * num_ranks, num_ranks)
         return [mix_seed(self.seed, self.trainer.global_step, each, *stream) for each in places]
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget the last evaluation; gather the weights once for all batches, if sharded."""
-        self._scores = {}
-        self._evaluation.enter_context(whole_weights(self.student))
-
-    def validation_step(
-        self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0
-    ) -> dict[str, list[Any]]:
-        """Answer greedily and score the answers; callbacks are given both."""
-        return self._evaluate(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Publish ``accuracy/<task>`` for the callbacks; the retention tracker writes it."""
-        self._evaluation.close()
-        self._log_accuracies("accuracy")
-
-    on_test_epoch_start = on_validation_epoch_start
-    test_step = validation_step
-
-    def on_test_epoch_end(self) -> None:
-        """Publish ``test_accuracy/<task>``."""
-        self._evaluation.close()
-        self._log_accuracies("test_accuracy")
-
-    def _evaluate(self, batch: EvaluationBatch) -> dict[str, list[Any]]:
-        decode = self.tokenizer.decode
-        request = RolloutRequest(batch.prompts, self.greedy, self.end_ids, decode=decode)
-        rollout = self.rollout_engine(self.student, request)
-        answers = self.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
-        with ThreadPoolExecutor(SCORED_AT_ONCE) as pool:
-            scores = list(pool.map(batch.scorer, answers, batch.rows))
-        self._scores.setdefault(batch.task, []).extend(scores)
-        return {"answers": answers, "scores": scores}
-
-    def _log_accuracies(self, prefix: str) -> None:
-        """Mean score of each task over the rows of all ranks, of which some may have none."""
-        tasks = self.plan.tasks
-        own = [self._scores.get(task, []) for task in tasks]
-        totals = torch.tensor([(sum(each), float(len(each))) for each in own], device=self.device)
-        totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
-        for task, (score, num_rows) in zip(tasks, totals, strict=True):
-            if num_rows:
-                self.log(f"{prefix}/{task}", score / num_rows, logger=False, sync_dist=False)

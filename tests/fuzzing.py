@@ -31,6 +31,7 @@ from sdft.task_spec import TaskSpec
 from sdft.tiny import SPECIAL_TOKENS, byte_tokenizer
 from sdft.tool_calls import parse_call
 from sdft.types import Demonstration
+from tests.test_scorers import make_row
 
 SECONDS_PER_CASE = 60  # far more than any case takes on a busy machine; a hang takes for ever
 
@@ -197,27 +198,11 @@ COMPLETIONS = pieces(
     "B", "the", "The correct answer is", "Final answer:", "maybe", "no", "\0", "\ud800", "\udfff",
     "é", '{"a": 1}', '{"x": [', "f(x=", "\\u00e9", "\\ud83d\\ude00", "9" * 5000, "1e999", "İ", "ß",
 )  # fmt: skip
-GOLDS = {
-    "exact_label": "credit cards",
-    "first_token_label": "card_arrival",
-    "multiple_choice": "B",
-    "first_letter": "B",
-    "tool_call": 'f(x="1", y=[2])',
-    "action_input": [{"Action": "f", "Action_Input": '{"x": 1}'}],
-    "published_action_input": [{"Action": "f", "Action_Input": {"x": 1}}],
-    "accepted_calls": None,
-    "json_equal": {"a": {"b": [1, "c"]}},
-    "exact_match": "February 16, 2002.",
-    "contains": ["New York", "NYC"],
-    "token_f1": "the red fox",
-    "final_answer": "maybe",
-}
-ACCEPTED = {"accepted": [{"f": {"x": [1, ""], "y": [[{"k": ["v"]}], ""]}}], "choices": list("wxyz")}
 METAS = st.dictionaries(st.sampled_from(["accepted", "choices"]), VALUES)
 
 
 def check_scorer(name: str, completion: str) -> None:
-    row = demonstration(GOLDS[name], ACCEPTED)
+    row = make_row(name)
     value = SCORERS[name](completion, row)
     assert isinstance(value, float)
     assert 0 <= value <= 1
