@@ -93,6 +93,7 @@ def test_hostile_text_stays_text(tmp_path):
     assert widths == {2}
 
 
+@pytest.mark.slow
 def test_fifty_runs_are_ten_groups(tmp_path):
     folders = [
         write_run(tmp_path / f"{rate}-{seed}", seed=seed, learning_rate=rate, parts=True)
