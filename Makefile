@@ -25,11 +25,12 @@ quickstart: install
 smoke: install
 	$(BIN)/python train.py fit --config configs/smoke.yaml --overwrite true
 
+# One thread a worker: tests use tiny models, on which a second thread only gets in the way.
 test: install-dev
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 test-fast: install-dev
-	$(BIN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
 
 fuzz: install-dev
 	$(BIN)/python -m benchmarks.fuzz --cases 2000

@@ -26,7 +26,6 @@ from callbacks import (
     SkippedSteps,
     StageCheckpoint,
     StageExport,
-    StageRollouts,
     StopOnSignal,
 )
 from datamodules import ContinualDataModule, fit_sequence
@@ -72,7 +71,6 @@ class ContinualCLI(LightningCLI):
         parser.add_lightning_class_args(StageCheckpoint, "checkpoint")
         parser.add_lightning_class_args(StageExport, "export")
         parser.add_lightning_class_args(RolloutText, "rollouts")
-        parser.add_lightning_class_args(StageRollouts, "stage_rollouts")
         parser.add_lightning_class_args(SkippedSteps, "skipped")
         parser.add_lightning_class_args(OpeningRates, "openings")
         parser.add_lightning_class_args(InContextCheck, "in_context")

@@ -14,7 +14,6 @@ from callbacks.progress import StageProgressBar
 from callbacks.retention import RetentionTracker
 from callbacks.rollouts import RolloutText
 from callbacks.skipped import SkippedSteps
-from callbacks.stage_rollouts import StageRollouts
 
 __all__ = [
     "AnswerLog",
@@ -32,6 +31,5 @@ __all__ = [
     "StageCheckpoint",
     "StageExport",
     "StageProgressBar",
-    "StageRollouts",
     "StopOnSignal",
 ]

@@ -68,7 +68,14 @@ class AnswerLog(L.Callback):
 def _lines(answered: Answered) -> str:
     task, rows, answers, scores = answered
     entries = [
-        {"task": task, "id": row.id, "score": score, "answer": answer}
+        {
+            "task": task,
+            "id": row.id,
+            "prompt": row.prompt[-1]["content"],
+            "expected": row.answer,
+            "score": score,
+            "answer": answer,
+        }
         for row, answer, score in zip(rows, answers, scores, strict=True)
     ]
     return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)

@@ -23,7 +23,7 @@ CAPABILITIES = {
         {"stage": 2, "after": "two", "scores": {"mmlu": 0.4, "ifeval": 0.6}},
     ]
 }
-PASS_AT_K = {"one": {"1": 0.5, "4": 0.75}, "two": {"1": 0.25, "4": 0.5}}
+PASS_AT_K = {"pass_at_k": {"one": {"1": 0.5, "4": 0.75}, "two": {"1": 0.25, "4": 0.5}}}
 
 
 def write_run(
@@ -34,7 +34,7 @@ def write_run(
     tasks: tuple[str, ...] = TASKS,
     learning_rate: float = 1e-4,
     parts: bool = False,
-    completion: str = "Lima.",
+    answer: str = "Lima.",
 ) -> Path:
     """A run's directory; ``parts`` adds all that need not be there."""
     folder.mkdir(parents=True)
@@ -53,23 +53,11 @@ def write_run(
         (folder / "cost.json").write_text(json.dumps(COST))
         (folder / "capabilities.json").write_text(json.dumps(CAPABILITIES))
         (folder / "pass_at_k.json").write_text(json.dumps(PASS_AT_K))
-        (folder / "rollouts.jsonl").write_text(
-            "".join(
-                json.dumps(
-                    {
-                        "stage": stage,
-                        "task": tasks[0],
-                        "id": "7",
-                        "prompt": "What is the capital of Peru?",
-                        "demonstration": "Lima.",
-                        "completion": f"{completion} {stage}",
-                        "score": 1.0,
-                    }
-                )
-                + "\n"
-                for stage in range(len(matrix))
-            )
-        )
+        (folder / "answers").mkdir()
+        for stage in range(len(matrix)):
+            line = {"task": tasks[0], "id": "7", "prompt": "What is the capital of Peru?"}
+            line |= {"expected": "Lima", "score": 1.0, "answer": f"{answer} {stage}"}
+            (folder / "answers" / f"stage-{stage}.jsonl").write_text(json.dumps(line))
     config = {
         "seed_everything": seed,
         "run_dir": str(folder),

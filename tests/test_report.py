@@ -47,7 +47,7 @@ def test_one_run_makes_a_whole_report_and_says_what_it_lacks(tmp_path):
         assert "No run has prior capabilities" in text
         assert "No run has pass@k" in text
         assert "No run has costs" in text
-        assert "No run has rollouts" in text
+        assert "No run has answers" in text
         assert "No run has accuracies on test rows" in text
         assert "One seed has no interval: SDFT." in text
         assert "60.0" in text
@@ -81,7 +81,7 @@ def test_the_page_needs_no_network_and_shares_no_id(tmp_path):
 
 def test_hostile_text_stays_text(tmp_path):
     tasks = (f"task {HOSTILE}", "two")
-    run = write_run(tmp_path / "run", f"m {HOSTILE}", tasks=tasks, parts=True, completion=HOSTILE)
+    run = write_run(tmp_path / "run", f"m {HOSTILE}", tasks=tasks, parts=True, answer=HOSTILE)
     page, markdown, _ = made(tmp_path, run)
     shown = HOSTILE.replace("\x07", "�")
     assert "script" not in page.tags
@@ -93,6 +93,7 @@ def test_hostile_text_stays_text(tmp_path):
     assert widths == {2}
 
 
+@pytest.mark.slow
 def test_fifty_runs_are_ten_groups(tmp_path):
     folders = [
         write_run(tmp_path / f"{rate}-{seed}", seed=seed, learning_rate=rate, parts=True)
@@ -116,7 +117,7 @@ def test_what_some_runs_lack_is_said_by_name_and_never_drawn_as_zero(tmp_path):
     with_parts = write_run(tmp_path / "whole", "SDFT", parts=True)
     (comparison,) = compare(map(read_run, [with_parts, write_run(tmp_path / "bare", "SFT")]))
     sentences = " ".join(missing(comparison))
-    for part in ("capabilities.json", "pass_at_k.json", "cost.json", "rollouts.jsonl"):
+    for part in ("capabilities.json", "pass_at_k.json", "cost.json", r"answers/stage-\*"):
         assert re.search(rf"1 \(\S*bare\) of 2 have no [^.]*{part}", sentences)
     assert "SFT" not in capability_chart(comparison).panels[0].description
     assert not any("SFT" in panel.description for panel in pass_at_k_chart(comparison).panels)
@@ -133,8 +134,9 @@ BROKEN = {
     "config.yaml": {"a: [": "config.yaml: cannot be read", "a: &x 1\nb: *x": "holds an alias"},
     "cost.json": {'{"seconds": 3}': "cost.json: 'seconds' is 3, not a dict"},
     "capabilities.json": {'{"rows": [{"stage": 0}]}': "capabilities.json: row 0: 'scores' is None"},
-    "pass_at_k.json": {'{"one": {"x": 1}}': "pass_at_k.json: 'one' has the key 'x'"},
-    "rollouts.jsonl": {'{"stage": "0"}': "rollouts.jsonl:1: 'stage' is '0', not a int"},
+    "pass_at_k.json": {'{"pass_at_k": {"one": {"x": 1}}}': "pass_at_k.json: 'one' has 'x'"},
+    "answers/stage-1.jsonl": {'{"id": 3}': "stage-1.jsonl:1: 'task' is None, not a str"},
+    "answers/stage-x.jsonl": {"{}": "stage-x.jsonl: the name has 'x' where a count"},
 }
 
 

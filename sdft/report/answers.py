@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from sdft.metrics import last_measured_stage
 from sdft.report.groups import Comparison
 from sdft.report.parts import StageAnswer
+from sdft.report.runs import Run
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class Prompt:
     """One prompt, and who answered it how.
 
     Args:
-        first: Any answer to it: for the prompt itself and its demonstration.
+        first: Any answer to it: for the prompt itself and what is expected.
         lines: Method and run -> the answer at each stage, None where there is none.
     """
 
@@ -28,14 +29,15 @@ def prompts_of(comparison: Comparison) -> list[Prompt]:
     num_rows = len(comparison.tasks) + 1
     for group in comparison.groups:
         run = next((run for run in group.runs if run.answers), None)
-        for answer in _known(run.answers or (), comparison) if run else ():
+        for answer in _known(run) if run else ():
             prompt = prompts.setdefault((answer.task, answer.id), Prompt(answer))
             line = prompt.lines.setdefault(group.label, [None] * num_rows)
             line[answer.stage] = answer
     return sorted(prompts.values(), key=lambda each: comparison.tasks.index(each.first.task))
 
 
-def _known(answers: Sequence[StageAnswer], comparison: Comparison) -> list[StageAnswer]:
-    """Answers at a stage and for a task of the sequence."""
-    stages = range(len(comparison.tasks) + 1)
-    return [each for each in answers if each.task in comparison.tasks and each.stage in stages]
+def _known(run: Run) -> list[StageAnswer]:
+    """The run's answers at the stages of its accuracy matrix."""
+    last = last_measured_stage(run.matrix)
+    measured = range(0 if last is None else last + 1)
+    return [each for each in run.answers or () if each.task in run.tasks and each.stage in measured]

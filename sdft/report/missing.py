@@ -20,7 +20,7 @@ PARTS = {
     ),
     "pass_at_k": ("pass@k (pass_at_k.json)", "its curves need"),
     "cost": ("costs (cost.json)", "the cost table needs"),
-    "answers": ("rollouts of fixed prompts (rollouts.jsonl)", "the texts over the stages need"),
+    "answers": ("answers at every stage (answers/stage-*.jsonl)", "the rollouts side by side need"),
 }
 """Part of a run -> what it is, and what needs it."""
 

@@ -1,10 +1,14 @@
-"""The parts of a run's directory that need not be there: cost, capabilities, pass@k, rollouts."""
+"""The parts of a run's directory that need not be there: cost, capabilities, pass@k, answers."""
 
 from __future__ import annotations
 
+import json
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sdft.jsonl import read_records
 from sdft.report.reading import amount, of_kind, read_json, share, text
@@ -20,8 +24,8 @@ class StageAnswer:
     task: str
     id: str
     prompt: str
-    demonstration: str
-    completion: str
+    expected: str
+    answer: str
     score: float | None
 
 
@@ -68,40 +72,57 @@ def read_capabilities(path: Path) -> dict[int, Shares]:
 
 def read_pass_at_k(path: Path) -> dict[str, dict[int, float | None]]:
     """Pass@k by task and k."""
+    by_task = of_kind(read_json(path).get("pass_at_k"), dict, f"{path}: 'pass_at_k'")
     return {
         text(task, str(path)): {
             _count(k, f"{path}: {task!r}"): share(value, f"{path}: pass@{k} of {task!r}")
             for k, value in of_kind(by_k, dict, f"{path}: {task!r}").items()
         }
-        for task, by_k in read_json(path).items()
+        for task, by_k in by_task.items()
     }
 
 
-def read_rollouts(path: Path) -> tuple[StageAnswer, ...]:
-    """The lines of ``rollouts.jsonl``."""
-    return tuple(
-        StageAnswer(
-            stage=of_kind(record.get("stage"), int, f"{where}: 'stage'"),
-            score=share(record.get("score"), f"{where}: 'score'"),
-            **{name: text(record.get(name), f"{where}: {name!r}") for name in ANSWER_TEXTS},
-        )
-        for where, record in read_records(path)
+def read_answers(folder: Path) -> tuple[StageAnswer, ...]:
+    """The answers to every task's first prompts, from the files of all stages."""
+    answers: list[StageAnswer] = []
+    for path in sorted(folder.glob("stage-*.jsonl")):
+        stage = _count(path.stem.removeprefix("stage-"), f"{path}: the name", least=0)
+        taken: Counter[object] = Counter()
+        for where, record in read_records(path):
+            taken[task := record.get("task")] += 1
+            if taken[task] <= NUM_PROMPTS:
+                answers.append(_answer(record, stage, where))
+    return tuple(answers)
+
+
+NUM_PROMPTS = 2
+"""Prompts of every task whose answers are shown."""
+
+
+def _answer(record: dict[str, Any], stage: int, where: str) -> StageAnswer:
+    expected = record.get("expected")
+    words = expected if isinstance(expected, str) else json.dumps(expected, ensure_ascii=False)
+    return StageAnswer(
+        stage=stage,
+        score=share(record.get("score"), f"{where}: 'score'"),
+        expected=text(words, f"{where}: 'expected'"),
+        **{name: text(record.get(name), f"{where}: {name!r}") for name in ANSWER_TEXTS},
     )
 
 
-ANSWER_TEXTS = ("task", "id", "prompt", "demonstration", "completion")
+ANSWER_TEXTS = ("task", "id", "prompt", "answer")
 
 
-def _count(k: str, where: str) -> int:
-    if not k.isdecimal() or int(k) < 1:
-        raise ValueError(f"{where} has the key {k!r:.40}; the keys of pass@k are counts from 1")
-    return int(k)
+def _count(digits: str, where: str, least: int = 1) -> int:
+    if not re.fullmatch("[0-9]{1,9}", digits) or int(digits) < least:
+        raise ValueError(f"{where} has {digits!r:.40} where a count from {least} is expected")
+    return int(digits)
 
 
 OPTIONAL_PARTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "cost": ("cost.json", read_cost),
     "capabilities": ("capabilities.json", read_capabilities),
     "pass_at_k": ("pass_at_k.json", read_pass_at_k),
-    "answers": ("rollouts.jsonl", read_rollouts),
+    "answers": ("answers", read_answers),
 }
-"""Field of a run -> its file and what reads it."""
+"""Field of a run -> its file or folder, and what reads it."""

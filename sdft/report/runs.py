@@ -60,7 +60,7 @@ def read_run(folder: Path) -> Run:
     path = folder / "retention.json"
     record = read_json(path)
     optional: dict[str, Any] = {
-        name: parse(folder / file) if (folder / file).is_file() else None
+        name: parse(folder / file) if (folder / file).exists() else None
         for name, (file, parse) in OPTIONAL_PARTS.items()
     }
     seed = config.get("seed_everything")
