@@ -72,14 +72,15 @@ def _disk_is_full(error: BaseException) -> bool:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in MEMORY_TEXTS)
 
 
 def _phase(error: BaseException) -> str | None:
     """The phase in which an exception arose, by the functions on its stack."""
-    phase, traceback = None, error.__traceback__
+    phase: str | None = None
+    traceback = error.__traceback__
     while traceback is not None:
         phase = PHASES.get(traceback.tb_frame.f_code.co_name, phase)
         traceback = traceback.tb_next

@@ -51,7 +51,7 @@ def differences(held: Any, asked: Any, name: str = "") -> list[str]:
             only one side knows are left out, since versions of the code come and go.
     """
     if isinstance(held, Mapping) and isinstance(asked, Mapping):
-        names = [key for key in asked if key in held] if not name else {**held, **asked}
+        names = list({**held, **asked}) if name else [key for key in asked if key in held]
         return [
             line
             for key in names
