@@ -92,8 +92,7 @@ class InContextCheck(L.Callback):
                 self._check(trainer, pl_module, task)
 
     def _check(self, trainer: L.Trainer, module: Any, task: Task) -> dict[str, Any]:
-        indices = list(range(min(self.num_rows, len(task.train))))
-        batch = trainer.datamodule.reader.train_batch(task.train, indices)
+        batch = trainer.datamodule.reader.train_batch(task.train[: self.num_rows])
         found = {"task": task.name, "num_rows": len(batch), **compare(module, batch, task)}
         if trainer.is_global_zero:  # above a progress bar, where there is one
             tqdm.write("\n".join(filter(None, [in_words(found), advice(found)])))

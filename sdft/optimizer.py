@@ -23,6 +23,8 @@ class AdamW(torch.optim.AdamW):
 
     def __init__(self, parameters: Any, **options: Any) -> None:
         super().__init__(parameters, fused=True, **options)
+        # Gradients are unscaled before they are clipped, so not in the step.
+        self._step_supports_amp_scaling = False
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update, after the closure's backward pass if there is one."""

@@ -29,7 +29,9 @@ class KillAt(L.Callback):
         number: The signal.
     """
 
-    def __init__(self, hook: str, step: int, marker: str, number: int = signal.SIGKILL) -> None:
+    def __init__(
+        self, hook: str, step: int, marker: str, number: int = int(signal.SIGKILL)
+    ) -> None:
         def die(trainer: L.Trainer, *_: object) -> None:
             if trainer.global_step == step and not Path(marker).exists():
                 Path(marker).touch()

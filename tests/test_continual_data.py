@@ -174,7 +174,7 @@ def test_evaluation_may_read_what_the_teacher_reads(specs, tiny):
         batch = next(iter(build(specs, tiny, evaluated_as=evaluated_as).val_dataloader()[0]))
         for row, prompt in zip(batch.rows, batch.prompts, strict=True):
             assert decode(prompt).count(row.prompt[-1]["content"]) == count
-    with pytest.raises(ValueError, match="evaluated_as is 'both'; use student or teacher"):
+    with pytest.raises(ValueError, match="evaluated_as is 'both'; it must be student or teacher"):
         build(specs, tiny, evaluated_as="both")
 
 

@@ -68,7 +68,7 @@ def test_the_check_asks_the_coming_stages_rows_as_training_does(tmp_path):
         @torch.no_grad()
         def reference(self):
             task = self.trainer.datamodule.tasks[self.stage]
-            rows = self.trainer.datamodule.reader.train_batch(task.train, [0, 1, 2])
+            rows = self.trainer.datamodule.reader.train_batch(task.train[:3])
             divergences = []
             for prompt, shown in zip(rows.student_prompts, rows.teacher_prompts, strict=True):
                 request = RolloutRequest([shown], self.greedy, self.end_ids)

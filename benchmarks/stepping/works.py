@@ -169,4 +169,4 @@ def in_order_of_training(work: Work, num_steps: int) -> list[Row]:
     """The rows as our data module will draw them, so that a peer reads the same batches."""
     rows, size = work.rows, work.batch_size
     plan = StagePlan(("rows",), (len(rows),), (num_steps * size,), size, seed=0)
-    return [rows[index] for batch in plan.batches(0) for index in batch]
+    return [rows[index] for batch in plan.batches(0) for _, index in batch]
