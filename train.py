@@ -7,6 +7,7 @@ are the Trainer's own.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -102,7 +103,11 @@ class ContinualCLI(LightningCLI):
         run_dir = Path(config.run_dir or CONFIGS.parent / "runs" / self._config_name(config))
         if self.config.subcommand == "fit":
             config.ckpt_path = settle_run(
-                run_dir, config.ckpt_path, config.overwrite, is_first=rank_zero_only.rank == 0
+                run_dir,
+                config.ckpt_path,
+                config.overwrite,
+                rank=rank_zero_only.rank,
+                num_ranks=int(os.environ.get("WORLD_SIZE", "1")),
             )
         elif config.ckpt_path:
             config.ckpt_path = str(named_checkpoint(run_dir, config.ckpt_path))

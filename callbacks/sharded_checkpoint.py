@@ -8,6 +8,8 @@ from pathlib import Path
 
 import lightning as L
 
+from sdft.shard_checksums import write_shard_checksums
+
 SLOTS = (".last-a", ".last-b")
 
 
@@ -26,6 +28,8 @@ def save_in_shards(trainer: L.Trainer, last: Path, kept: Path | None) -> None:
         shutil.rmtree(slot, ignore_errors=True)
     trainer.strategy.barrier()
     trainer.save_checkpoint(slot, weights_only=False)  # returns once all ranks have written
+    write_shard_checksums(slot, trainer.global_rank, trainer.world_size)
+    trainer.strategy.barrier()
     if trainer.is_global_zero:
         link = last.with_name(f".{last.name}.partial")
         link.unlink(missing_ok=True)

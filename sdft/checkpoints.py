@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from sdft.files import atomic_stream
+from sdft.shard_checksums import shard_damage
 
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"  # what last.ckpt was before
@@ -33,8 +34,13 @@ def write_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -
         torch.save(checkpoint, stream)
 
 
-def check_whole(path: Path) -> None:
-    """Compare a checkpoint's bytes with the checksums inside of it.
+def check_whole(path: Path, rank: int = 0, num_ranks: int = 1) -> None:
+    """Compare a checkpoint's bytes with the checksums it brings along.
+
+    Args:
+        path: The file, or the folder with one file per rank.
+        rank: Of the processes that share the reading of a folder.
+        num_ranks: How many processes share it; each finds the damage in its own part.
 
     Raises:
         ResumeError: The file is missing, truncated, corrupted or not a checkpoint. The message
@@ -42,7 +48,10 @@ def check_whole(path: Path) -> None:
     """
     if not path.exists():
         raise ResumeError(f"the checkpoint {path} does not exist")
-    if (damage := _damage(_archive(path))) is not None:
+    damage = _damage(_archive(path))
+    if damage is None and path.is_dir():
+        damage = shard_damage(path, rank, num_ranks)
+    if damage is not None:
         raise ResumeError(
             f"the checkpoint {path} is truncated or not a checkpoint ({damage}); {_instead(path)}"
         )
@@ -54,7 +63,8 @@ def read_summary(path: Path) -> dict[str, Any]:
     Raises:
         ResumeError: The file is missing, truncated, corrupted or not a checkpoint.
     """
-    check_whole(path)
+    if not path.is_dir():  # shards are read in full where the run starts, not for a summary
+        check_whole(path)
     try:
         checkpoint: dict[str, Any] = torch.load(
             _archive(path), map_location="cpu", mmap=True, weights_only=True

@@ -19,7 +19,12 @@ def named_checkpoint(run_dir: Path, name: str) -> Path:
 
 
 def settle_run(
-    run_dir: Path, ckpt_path: str | None, overwrite: bool, *, is_first: bool = True
+    run_dir: Path,
+    ckpt_path: str | None,
+    overwrite: bool,
+    *,
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> str | None:
     """Decide whether a run starts, resumes or is refused.
 
@@ -28,7 +33,8 @@ def settle_run(
         ckpt_path: None, ``last``, ``previous`` (what last.ckpt was before), ``auto`` (last, or a
             new run where there is none), or a file.
         overwrite: Delete a used folder.
-        is_first: Of several processes; the folder is the first one's business.
+        rank: Of several processes; the folder is the first one's business.
+        num_ranks: How many processes share the verification of a checkpoint in shards.
 
     Returns:
         The checkpoint to resume from, or None to start from the beginning.
@@ -37,15 +43,15 @@ def settle_run(
         ValueError: The folder is used, there is nothing to resume, or the checkpoint is damaged.
     """
     if ckpt_path is None:
-        if is_first:
+        if rank == 0:
             _clear(run_dir, overwrite)
         return None
     checkpoint = named_checkpoint(run_dir, ckpt_path)
     if ckpt_path in NAMED_CHECKPOINTS and not checkpoint.exists():
         _check_startable(run_dir, ckpt_path, checkpoint)
     else:
-        check_whole(checkpoint)
-    if is_first and run_dir.is_dir():
+        check_whole(checkpoint, rank, num_ranks)
+    if rank == 0 and run_dir.is_dir():
         remove_leftovers(run_dir)
     return None if not checkpoint.exists() else str(checkpoint)
 

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from datamodules import ContinualDataModule, fit_sequence
 from datamodules.loaders import Share
 from lightning_modules import SDFTModule
+from sdft.checkpoints import ResumeError, check_whole
 from tests.conftest import REPOSITORY
 from tests.rows import write_task
 from tests.runs import run, run_ranks, write_config
@@ -73,6 +74,23 @@ def assert_same_outcome(found, expected):
         torch.testing.assert_close(*weights, atol=1e-6, rtol=0)
 
 
+def assert_damage_is_found(folder):
+    """One flipped bit of any rank's file, by the process that reads this rank's; then mend it."""
+    check_whole(folder)
+    shards = sorted(folder.glob("__*"))
+    assert [path.name for path in shards] == ["__0_0.distcp", "__1_0.distcp"]
+    for rank, path in enumerate(shards):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(ResumeError, match=f"{path.name} fails its checksum"):
+            check_whole(folder, rank, num_ranks=2)
+        check_whole(folder, 1 - rank, num_ranks=2)
+        path.unlink()
+        with pytest.raises(ResumeError, match=path.name):
+            check_whole(folder)
+        path.write_bytes(whole)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_processes_train_as_one_with_the_whole_batch(strategy, alone, tmp_path):
@@ -94,6 +112,8 @@ def test_a_run_killed_on_two_processes_resumes_on_one(strategy, alone, tmp_path)
     ]
     assert fit(tmp_path, config, "run", *ranks_of(strategy, 2), *killer, num_ranks=2) != 0
     assert (tmp_path / "killed").exists(), (tmp_path / "run.log").read_text()
+    if strategy == "fsdp2":
+        assert_damage_is_found(tmp_path / "run" / "checkpoints" / "last.ckpt")
     resume = [*ranks_of(strategy, 1), "--trainer.devices=1", "--ckpt_path=last"]
     assert fit(tmp_path, config, "run", *resume) == 0, (tmp_path / "run.log").read_text()
     assert_same_outcome(tmp_path / "run", expected)
