@@ -5,7 +5,7 @@ import torch
 import yaml
 
 from lightning_modules import SDFTModule, SFTModule
-from sdft.engines import ENGINES, make_engine
+from sdft.engines import ENGINES, in_place, make_engine
 from sdft.rollout import RolloutRequest, SamplingSettings, sample
 from sdft.types import Demonstration, EvaluationBatch
 from tests.conftest import REPOSITORY
@@ -48,6 +48,63 @@ def test_generate_draws_what_in_place_draws_from_the_same_noise(tiny, options):
     torch.testing.assert_close(*(torch.tensor(each.logprobs) for each in rollouts))
 
 
+def test_generate_with_a_static_cache_draws_the_same(tiny):
+    request = RolloutRequest(
+        PROMPTS, SamplingSettings(8), end_ids=tiny.end_ids, seeds=range(len(PROMPTS))
+    )
+    engine = make_engine("generate", static_cache=True)
+    assert engine(tiny.model, request).completions == GENERATE(tiny.model, request).completions
+
+
+@pytest.mark.parametrize("max_cache_tokens", [1, 30, 50])
+def test_in_place_in_parts_draws_the_same(tiny, max_cache_tokens, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        in_place, "sample", lambda model, request: calls.append(1) or sample(model, request)
+    )
+    request = RolloutRequest(
+        PROMPTS, SamplingSettings(8), end_ids=tiny.end_ids, seeds=range(len(PROMPTS)),
+        drafts=[[1, 2], [], *[[3]] * (len(PROMPTS) - 2)],
+    )  # fmt: skip
+    found = make_engine("in_place", max_cache_tokens=max_cache_tokens)(tiny.model, request)
+    assert len(calls) > 1
+    expected = sample(tiny.model, request)
+    assert (found.completions, found.ended) == (expected.completions, expected.ended)
+    for ours, theirs in zip(found.logprobs, expected.logprobs, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def test_bfloat16_is_refused_where_the_machine_does_not_compute_in_it(monkeypatch):
+    monkeypatch.setattr(in_place, "computes_in_bfloat16", lambda: False)
+    with pytest.raises(ValueError, match="set it to float32"):
+        make_engine("in_place", dtype="bfloat16")
+
+
+def test_bfloat16_samples_from_a_fresh_copy_and_evaluates_in_float32(monkeypatch):
+    monkeypatch.setattr(in_place, "computes_in_bfloat16", lambda: True)
+    engine, model = make_engine("in_place", dtype="bfloat16"), random_model("qwen3")
+    request = RolloutRequest(
+        PROMPTS, SamplingSettings(8), end_ids=frozenset(), seeds=range(len(PROMPTS))
+    )
+    rounded = random_model("qwen3")
+    for shift in (0.0, 0.3):
+        with torch.no_grad():
+            for own, copied in zip(model.parameters(), rounded.parameters(), strict=True):
+                own.add_(shift * torch.randn_like(own) * own.std(unbiased=False))
+                copied.data = own.data.to(torch.bfloat16)
+        found, exact = engine(model, request), sample(model, request)
+        assert found == sample(rounded, request)  # what the copy's own weights say
+        assert found.logprobs != exact.logprobs
+        first = [[row[0] for row in each.logprobs] for each in (found, exact)]
+        same = [a[0] == b[0] for a, b in zip(found.completions, exact.completions, strict=True)]
+        close = [a == pytest.approx(b, abs=0.1) for a, b in zip(*first, strict=True)]
+        assert any(same)
+        assert all(near for near, equal in zip(close, same, strict=True) if equal)
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    greedy = RolloutRequest(PROMPTS, GREEDY, end_ids=frozenset())
+    assert engine(model, greedy) == sample(model, greedy)
+
+
 def test_generate_ends_at_stop_strings_as_in_place_does(tiny):
     free = sample(tiny.model, RolloutRequest(PROMPTS, GREEDY, end_ids=frozenset())).completions
     settings = SamplingSettings(12, temperature=0, stop_strings=(spelled(free[1])[7:11],))
@@ -79,7 +136,13 @@ def test_generate_heeds_no_shipped_setting_and_leaves_model_and_noise_as_they_we
     ("name", "options", "complaint"),
     [
         ("vlm", {}, "rollout_engine is vlm; it must be in_place or generate or"),
-        ("in_place", {"url": "x"}, "in_place has no option url; it has: none"),
+        ("in_place", {"url": "x"}, "in_place has no option url; it has: dtype, max_cache_tokens"),
+        (
+            "in_place",
+            {"dtype": "half"},
+            "dtype of in_place is half; it must be float32",
+        ),
+        ("in_place", {"max_cache_tokens": 0}, "max_cache_tokens is 0"),
         ("vllm", {"sync": "/x"}, "vllm has no option sync; it has: sync_dir, url"),
         ("vllm", {}, "vllm needs sync_dir"),
         ("vllm", {"sync_dir": "weights"}, "sync_dir is weights; it must be an absolute path"),

@@ -14,19 +14,16 @@ from transformers import PreTrainedModel
 
 from sdft.engines.continuous_batching import ContinuousBatchingEngine
 from sdft.engines.generate import GenerateEngine
+from sdft.engines.in_place import InPlaceEngine
 from sdft.engines.vllm import VLLMEngine
-from sdft.rollout import RolloutRequest, sample
+from sdft.rollout import RolloutRequest
 from sdft.types import Rollout
 
 Engine = Callable[[PreTrainedModel, RolloutRequest], Rollout]  # the request's B completions
 
 
-def _in_place() -> Engine:
-    return sample
-
-
 ENGINES: dict[str, Callable[..., Engine]] = {
-    "in_place": _in_place,
+    "in_place": InPlaceEngine,
     "generate": GenerateEngine,
     "continuous_batching": ContinuousBatchingEngine,
     "vllm": VLLMEngine,

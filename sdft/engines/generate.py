@@ -31,7 +31,14 @@ class GenerateEngine:
     log-probabilities are therefore those of the in-place engine, nothing of the model's shipped
     generation settings applies, the global random state is not touched, and of the logits no more
     than one step's are held. Drafts are not used.
+
+    Args:
+        static_cache: Use a cache of fixed size; on a CUDA device transformers then compiles the
+            decoding step and replays it as CUDA graphs.
     """
+
+    def __init__(self, static_cache: bool = False) -> None:
+        self.static_cache = static_cache
 
     def __call__(self, model: PreTrainedModel, request: RolloutRequest) -> Rollout:
         """B completions in the order of the prompts; see :func:`sdft.rollout.sample`."""
@@ -44,7 +51,10 @@ class GenerateEngine:
             ids = generate(
                 **_left_padded(prompts, width, model.device),
                 generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
-                    max_new_tokens=settings.max_new_tokens, do_sample=False, use_cache=True
+                    max_new_tokens=settings.max_new_tokens,
+                    do_sample=False,
+                    use_cache=True,
+                    cache_implementation="static" if self.static_cache else None,
                 ),
                 logits_processor=LogitsProcessorList([choice]),
                 stopping_criteria=StoppingCriteriaList([_AllEnded(ending, width, len(prompts))]),
