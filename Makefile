@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install install-dev quickstart smoke test test-fast fuzz check format lock audit clean
+.PHONY: install install-dev quickstart smoke test test-fast fuzz check format lock audit audit-online clean
 
 install: $(VENV)/.installed
 
@@ -53,6 +53,9 @@ lock: install-dev
 	    --output-file requirements.lock requirements.txt
 
 audit: install-dev
+	$(BIN)/python .ci/audit.py
+
+audit-online: audit
 	$(BIN)/pip install --quiet --disable-pip-version-check pip-audit==2.9.0
 	$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
 

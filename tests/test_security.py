@@ -125,6 +125,29 @@ def test_every_requirement_is_pinned_and_names_no_host():
             assert not line or line.startswith((" ", "#")) or "==" in line, (path.name, line)
 
 
+def audit(*args):
+    command = [sys.executable, str(REPOSITORY / ".ci" / "audit.py"), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_no_locked_or_installed_version_has_a_listed_weakness():
+    done = audit()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.match(r"\d+ locked and \d+ installed versions", done.stdout)
+
+
+def test_the_audit_finds_a_weak_version_and_an_entry_without_a_hash(tmp_path):
+    lock = (REPOSITORY / "requirements.lock").read_text("utf-8")
+    weak = re.sub(r"^jinja2==\S+", "jinja2==3.1.5", lock, flags=re.MULTILINE)
+    (tmp_path / "weak.lock").write_text(weak + "left-pad==1.0\n")
+    done = audit(tmp_path / "weak.lock")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[:2] == [
+        "no version or no hash: left-pad==1.0",
+        "weak.lock: jinja2 3.1.5 has CVE-2025-27516, mended in 3.1.6",
+    ]
+
+
 def test_importing_the_sandbox_brings_no_framework():
     code = "import sys, sdft.sandbox; print(sorted({'torch', 'numpy'} & set(sys.modules)))"
     done = subprocess.run(
