@@ -185,7 +185,17 @@ class Decoding:
             rows = self._tensor(keep)
             self._mask = self._mask.index_select(0, rows)
             self._cache.batch_select_indices(rows)
+            self._drop_unread_columns()
         self.active = [self.active[index] for index in keep]
+
+    def _drop_unread_columns(self) -> None:
+        """Drop what no row left reads: the padding beside longer prompts, and rejected drafts."""
+        read = self._mask.any(0)
+        if read.all() or not _can_drop_columns(self._cache):
+            return
+        self._mask = self._mask[:, read]
+        for layer in self._cache.layers:
+            layer.keys, layer.values = layer.keys[:, :, read], layer.values[:, :, read]
 
     def _tensor(self, values: list[int] | list[list[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self._device)

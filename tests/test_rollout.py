@@ -116,6 +116,24 @@ def drafts_of(completions, kind):
     }[kind]
 
 
+def test_the_cache_forgets_columns_that_no_row_left_reads(tiny):
+    prompts = [list(range(3, 33)), [5, 6]]
+    settings = SamplingSettings(10, temperature=0)
+    free = sample(tiny.model, RolloutRequest(prompts, settings, end_ids=frozenset())).completions
+    end = next(index for index, token in enumerate(free[0]) if token not in free[1])
+    widths = []
+    hook = tiny.model.register_forward_pre_hook(
+        lambda _, args, kwargs: widths.append(kwargs["past_key_values"].get_seq_length()),
+        with_kwargs=True,
+    )
+    request = RolloutRequest(prompts, settings, end_ids=frozenset([free[0][end]]))
+    found = sample(tiny.model, request)
+    hook.remove()
+    assert found.completions == [free[0][: end + 1], free[1]]
+    width = [len(prompts[0]) if step <= end else len(prompts[1]) for step in range(1, 10)]
+    assert widths == [0, *(each + step for step, each in enumerate(width))]
+
+
 @pytest.mark.parametrize(
     "kind", ["right", "wrong", "substituted", "deleted", "of unequal lengths", "too long"]
 )
