@@ -51,7 +51,7 @@ class ContinualDataModule(L.LightningDataModule):
             others of the task's training rows.
         demonstration_choice: Which others: random, or retrieved (nearest by TF-IDF cosine).
         teacher_template: How the teacher is shown these: a shipped template (dialogue,
-            dialogue_twice, paper, paper_short) or the path of a .jinja file.
+            dialogue_twice, dialogue_again, paper, paper_short) or the path of a .jinja file.
         system_prompt: System message for prompts without one; null keeps the chat template's own.
         max_prompt_tokens: Longest prompt, of student and teacher.
         min_agreement: Drop training rows whose demonstration the untrained model, with it in

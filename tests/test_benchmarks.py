@@ -51,6 +51,13 @@ def test_step_names_the_cases_it_knows():
     assert "decode" in done.stderr
 
 
+def test_peak_measures_products_and_reading():
+    figures = last_line("benchmarks/peak.py", "--quick", "--threads", "1")
+    names = {"scoring_gflops", "decoding_gflops", "decoding_gb_per_s", "read_gb_per_s"}
+    assert set(figures) == names
+    assert all(value > 0 for value in figures.values())
+
+
 @pytest.mark.slow
 def test_linear_cost_draws_both_series(tmp_path):
     image = tmp_path / "cost.png"
