@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -194,7 +195,8 @@ class Decoding:
         if read.all() or not _can_drop_columns(self._cache):
             return
         self._mask = self._mask[:, read]
-        for layer in self._cache.layers:
+        layers: list[Any] = self._cache.layers
+        for layer in layers:
             layer.keys, layer.values = layer.keys[:, :, read], layer.values[:, :, read]
 
     def _tensor(self, values: list[int] | list[list[int]]) -> Tensor:

@@ -52,9 +52,11 @@ def like_parameters(state: dict[int, dict[str, Tensor]], parameters: list[Tensor
 
 
 def can_pack(model: nn.Module) -> bool:
-    """Whether packing is available: fp32 weights on a processor with oneDNN."""
+    """Whether packing is available: fp32 weights, computed with in fp32, by oneDNN."""
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return available and all(map(_on_processor, model.parameters()))
+    if not available or torch.is_autocast_enabled("cpu"):
+        return False
+    return all(map(_on_processor, model.parameters()))
 
 
 @contextmanager

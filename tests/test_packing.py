@@ -4,6 +4,7 @@ from torch import nn
 
 from sdft.optimizer import AdamW
 from sdft.packing import can_pack, like_parameters, packed_linears, store_by_columns
+from sdft.rollout import STEPS_BEFORE_PACKING, RolloutRequest, SamplingSettings, sample
 
 
 def test_packed_layers_give_the_same_products_and_are_restored():
@@ -111,3 +112,13 @@ def test_our_optimizer_runs_a_closure_with_gradients():
         loss = optimizer.step(lambda: layer(torch.ones(1, 5)).sum().mul(2).backward() or 7)
     assert loss == 7
     assert layer.weight.grad.shape == layer.weight.shape
+
+
+def test_rollouts_in_mixed_precision_go_without_packing(tiny):
+    settings = SamplingSettings(2 * STEPS_BEFORE_PACKING, temperature=0)
+    request = RolloutRequest([[5, 6, 7], [8]], settings, end_ids=frozenset())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = sample(tiny.model, request)
+        assert not can_pack(tiny.model)
+    assert [len(each) for each in found.completions] == [settings.max_new_tokens] * 2
+    assert can_pack(tiny.model)

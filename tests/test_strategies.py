@@ -101,6 +101,19 @@ def test_two_processes_train_as_one_with_the_whole_batch(strategy, alone, tmp_pa
 
 
 @pytest.mark.slow
+def test_two_sharded_processes_train_in_mixed_precision(tmp_path):
+    config = write_config(tmp_path, num_train=5)
+    precision = [*ranks_of("fsdp2", 2), "--trainer.precision=bf16-mixed"]
+    code = fit(tmp_path, config, "run", *precision, num_ranks=2)
+    assert code == 0, (tmp_path / "run.log").read_text()
+    assert all(0 < loss < float("inf") for loss in losses(tmp_path / "run"))
+    exports = sorted((tmp_path / "run" / "exports").iterdir())
+    weights = [load_file(export / "model.safetensors") for export in exports]
+    assert all(each.dtype == torch.float32 for each in weights[-1].values())
+    assert any(not torch.equal(each, weights[-1][name]) for name, each in weights[0].items())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_run_killed_on_two_processes_resumes_on_one(strategy, alone, tmp_path):
     config, expected = alone
