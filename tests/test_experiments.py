@@ -19,6 +19,8 @@ CONFIGS = REPOSITORY / "configs"
 PAPER = ["science", "tool_use", "pubmedqa", "knowledge", "three_tasks"]
 SMALL = ["science", "tool_use", "medical", "knowledge", "knowledge_generated", "three_tasks"]
 EXPERIMENTS = [
+    (CONFIGS / "quickstart.yaml",),
+    (CONFIGS / "smollm2" / "quickstart_longer.yaml",),
     *((CONFIGS / "paper" / "qwen7b.yaml", CONFIGS / "paper" / f"{name}.yaml") for name in PAPER),
     *((CONFIGS / "smollm2" / "small.yaml", CONFIGS / "smollm2" / f"{name}.yaml") for name in SMALL),
 ]
@@ -69,7 +71,7 @@ def dry_run(tmp_path, *configs, command="fit"):
 @pytest.mark.slow
 @needs_rows
 @pytest.mark.parametrize(
-    "configs", EXPERIMENTS, ids=[f"{path.parent.name}-{path.stem}" for _, path in EXPERIMENTS]
+    "configs", EXPERIMENTS, ids=[f"{path.parent.name}-{path.stem}" for *_, path in EXPERIMENTS]
 )
 def test_an_experiment_runs(configs, tmp_path):
     record = json.loads((dry_run(tmp_path, *configs) / "retention.json").read_text())
