@@ -1,13 +1,11 @@
 """Defects found in other implementations of SDFT; each test says that it is not one of ours."""
 
-import os
 import shutil
-from datetime import timedelta
 
 import lightning as L
 import pytest
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import nn
 
 from datamodules import ContinualDataModule
 from lightning_modules import SDFTModule, SFTModule
@@ -21,6 +19,7 @@ from sdft.scoring import LossPositions, completion_hidden_states
 from sdft.task_spec import TaskSpec
 from sdft.tiny import tiny_model
 from tests.conftest import write_rows
+from tests.processes import on_ranks
 from tests.test_modules import Recorder, sdft, train
 
 
@@ -182,24 +181,14 @@ COMPLETIONS = ([5, 6, 7, 8, 9], [5, 6])  # the second is shorter than the mask
 
 
 def step_of_a_rank(rank, directory):
-    os.environ["OMP_NUM_THREADS"] = "1"
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{directory}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(minutes=5),
-    )
     module = MaskedLoss()
-    replicated = nn.parallel.DistributedDataParallel(module)
-    replicated(COMPLETIONS[rank]).backward()
+    nn.parallel.DistributedDataParallel(module)(COMPLETIONS[rank]).backward()
     found = [each.grad for each in module.student.parameters()]
     torch.save(found, f"{directory}/rank-{rank}.pt")
-    distributed.destroy_process_group()
 
 
 def test_a_rank_whose_completions_are_all_masked_takes_part_in_the_step(tmp_path):
-    multiprocessing.spawn(step_of_a_rank, (str(tmp_path),), nprocs=2)
+    on_ranks(step_of_a_rank, tmp_path)
     alone = MaskedLoss()
     alone(COMPLETIONS[0]).backward()
     for rank in range(2):

@@ -1,13 +1,12 @@
 """Two processes on one batch against one process."""
 
-from datetime import timedelta
-
 import pytest
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import nn
 
 from lightning_modules import SFTModule
 from sdft.types import DemonstrationBatch
+from tests.processes import on_ranks
 
 ROWS = [([4, 5, 6], [20, 21, 22, 0]), ([7, 8], [30, 0])]  # of unequal lengths
 REDUCTIONS = ("token_mean", "sequence_mean")
@@ -32,25 +31,16 @@ class Step(nn.Module):
 
 
 def gradients_of_a_rank(rank, directory):
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{directory}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(minutes=5),
-    )
     for reduction in REDUCTIONS:
         step = Step(reduction)
-        replicated = nn.parallel.DistributedDataParallel(step)
-        replicated([ROWS[rank]]).backward()
+        nn.parallel.DistributedDataParallel(step)([ROWS[rank]]).backward()
         found = [parameter.grad for parameter in step.parameters()]
         torch.save(found, f"{directory}/{reduction}-{rank}.pt")
-    distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_gradients_over_two_ranks_are_those_of_one_process_with_all_rows(tmp_path):
-    multiprocessing.spawn(gradients_of_a_rank, (str(tmp_path),), nprocs=2)
+    on_ranks(gradients_of_a_rank, tmp_path)
     for reduction in REDUCTIONS:
         alone = Step(reduction)
         alone(ROWS).backward()

@@ -1,10 +1,8 @@
 """A head whose parameters are held in shards, on two processes."""
 
-import os
-
 import pytest
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -12,6 +10,7 @@ from sdft.head import VocabularyHead
 from sdft.losses import make_divergence
 from sdft.objective import distillation_loss
 from sdft.sharding import whole_parameter
+from tests.processes import on_ranks
 
 RANKS, ROWS, WIDTH, VOCABULARY = 2, 6, 4, 9
 
@@ -34,10 +33,6 @@ def loss_of(hidden, layer, weight):
 
 
 def gradients_of_a_sharded_head(rank, directory):
-    os.environ["OMP_NUM_THREADS"] = "1"
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{directory}/rendezvous", rank=rank, world_size=RANKS
-    )
     mesh = init_device_mesh("cpu", (RANKS,))
     layer = whole_layer()
     for name, parameter in list(layer.named_parameters()):
@@ -48,12 +43,11 @@ def gradients_of_a_sharded_head(rank, directory):
     loss_of(hidden, layer, RANKS / (ROWS * RANKS)).backward()
     found = [each.grad.full_tensor() for each in (layer.weight, layer.bias)]
     torch.save((hidden.detach(), hidden.grad, found), f"{directory}/rank-{rank}.pt")
-    distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_sharded_head_gets_the_gradient_of_the_whole_batch(tmp_path):
-    multiprocessing.spawn(gradients_of_a_sharded_head, (str(tmp_path),), nprocs=RANKS)
+    on_ranks(gradients_of_a_sharded_head, tmp_path, RANKS)
     ranks = [torch.load(tmp_path / f"rank-{rank}.pt") for rank in range(RANKS)]
     layer = whole_layer()
     losses = []
