@@ -182,7 +182,8 @@ COMPLETIONS = ([5, 6, 7, 8, 9], [5, 6])  # the second is shorter than the mask
 
 def step_of_a_rank(rank, directory):
     module = MaskedLoss()
-    nn.parallel.DistributedDataParallel(module)(COMPLETIONS[rank]).backward()
+    replicated = nn.parallel.DistributedDataParallel(module)
+    replicated(COMPLETIONS[rank]).backward()
     found = [each.grad for each in module.student.parameters()]
     torch.save(found, f"{directory}/rank-{rank}.pt")
 

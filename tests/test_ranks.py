@@ -33,7 +33,8 @@ class Step(nn.Module):
 def gradients_of_a_rank(rank, directory):
     for reduction in REDUCTIONS:
         step = Step(reduction)
-        nn.parallel.DistributedDataParallel(step)([ROWS[rank]]).backward()
+        replicated = nn.parallel.DistributedDataParallel(step)
+        replicated([ROWS[rank]]).backward()
         found = [parameter.grad for parameter in step.parameters()]
         torch.save(found, f"{directory}/{reduction}-{rank}.pt")
 
