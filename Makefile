@@ -27,10 +27,10 @@ smoke: install
 
 # One thread a worker: tests use tiny models, on which a second thread only gets in the way.
 test: install-dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 test-fast: install-dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
 fuzz: install-dev
 	$(BIN)/python -m benchmarks.fuzz --cases 2000
