@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from stepping import works
 from stepping.bench import Bench, Figures, header, worst
 from stepping.decoding import decode_ratio
@@ -48,7 +49,7 @@ from sdft.models import load_model
 SNIPS, CLINC = "small_snips_json", "small_clinc_domain"
 QUICKSTART_DATA = {"teacher_template": "dialogue_again", "system_prompt": ""}
 QUICK_PAIRS = 1
-RECOMMENDED = {"rollout_engine_options": {"dtype": "bfloat16"}, "importance_clip": 2.0}
+BFLOAT16 = Path(__file__).parent.parent / "configs" / "engines" / "bfloat16.yaml"
 INSTALL = "python3.11 -m venv .venv-trl && .venv-trl/bin/pip install torch==2.13.0 trl==1.16.0 peft"
 
 
@@ -114,12 +115,12 @@ def real_rows(bench: Bench) -> dict[str, Figures]:
     if not computes_in_bfloat16():
         print("b_recommended: this processor does not compute in bf16, so it is b")
         return {"b": figures, "b_recommended": figures}
-    recommended = []
-    for name in names:
-        work = bench.real(name, 32)
-        work = replace(work, title=f"{work.title}, bf16 rollouts")
-        recommended.append(bench.versus_trl(work, RECOMMENDED))
-    return {"b": figures, "b_recommended": worst(recommended)}
+    options = yaml.safe_load(BFLOAT16.read_text(encoding="utf-8"))["model"]["init_args"]
+    recommended = [
+        replace(work, title=f"{work.title}, bf16 rollouts", options={**work.options, **options})
+        for work in (bench.real(name, 32) for name in names)
+    ]
+    return {"b": figures, "b_recommended": worst(list(map(bench.versus_trl, recommended)))}
 
 
 def mixed_lengths(bench: Bench) -> dict[str, Figures]:

@@ -17,11 +17,10 @@ from typing import Any
 import torch
 
 from sdft.files import atomic_stream
-from sdft.shard_checksums import shard_damage
+from sdft.shard_checksums import SHARDED_SUMMARY, shard_damage
 
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"  # what last.ckpt was before
-SHARDED_SUMMARY = "meta.pt"  # of a checkpoint with one file per rank: all but the tensors
 
 
 class ResumeError(ValueError):
@@ -46,25 +45,18 @@ def check_whole(path: Path, rank: int = 0, num_ranks: int = 1) -> None:
         ResumeError: The file is missing, truncated, corrupted or not a checkpoint. The message
             names a good one beside it.
     """
-    if not path.exists():
-        raise ResumeError(f"the checkpoint {path} does not exist")
-    damage = _damage(_archive(path))
-    if damage is None and path.is_dir():
-        damage = shard_damage(path, rank, num_ranks)
-    if damage is not None:
-        raise ResumeError(
-            f"the checkpoint {path} is truncated or not a checkpoint ({damage}); {_instead(path)}"
-        )
+    _refuse(path, _damage(path, rank, num_ranks))
 
 
 def read_summary(path: Path) -> dict[str, Any]:
     """A checkpoint without its tensors' content: they stay in the file until they are touched.
 
+    Of a folder with one file per rank, the summary is verified; :func:`check_whole` reads the rest.
+
     Raises:
         ResumeError: The file is missing, truncated, corrupted or not a checkpoint.
     """
-    if not path.is_dir():  # shards are read in full where the run starts, not for a summary
-        check_whole(path)
+    _refuse(path, _archive_damage(_archive(path)))
     try:
         checkpoint: dict[str, Any] = torch.load(
             _archive(path), map_location="cpu", mmap=True, weights_only=True
@@ -91,7 +83,25 @@ def _archive(path: Path) -> Path:
     return path / SHARDED_SUMMARY if path.is_dir() else path
 
 
-def _damage(path: Path) -> str | None:
+def _refuse(path: Path, damage: str | None) -> None:
+    """Raise for a checkpoint that is missing or damaged."""
+    if not path.exists():
+        raise ResumeError(f"the checkpoint {path} does not exist")
+    if damage is not None:
+        raise ResumeError(
+            f"the checkpoint {path} is truncated or not a checkpoint ({damage}); {_instead(path)}"
+        )
+
+
+def _damage(path: Path, rank: int = 0, num_ranks: int = 1) -> str | None:
+    """What is wrong with a checkpoint; None if nothing is."""
+    damage = _archive_damage(_archive(path))
+    if damage is None and path.is_dir():
+        return shard_damage(path, rank, num_ranks)
+    return damage
+
+
+def _archive_damage(path: Path) -> str | None:
     """What is wrong with the archive; None if nothing is."""
     if not path.is_file():
         return "there is no such file"
@@ -120,7 +130,7 @@ def _damage_of_version(path: Path, *_: int) -> str | None:
 def _instead(path: Path) -> str:
     """Where else to resume: the newest good checkpoint in the same folder."""
     others = (other for other in path.parent.glob("*.ckpt") if other.name != path.name)
-    good = [other for other in others if _damage(_archive(other)) is None]
+    good = [other for other in others if _damage(other) is None]
     if not good:
         return "there is no other good one in its folder"
     newest = max(good, key=lambda other: (other.stat().st_mtime_ns, other.name == PREVIOUS))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from sdft.files import write_json_atomically
 
-INDEX = ".metadata"  # where in the ranks' files each tensor lies; the first rank writes it
+SHARDED_SUMMARY = "meta.pt"  # all but the tensors
+FIRST_RANKS = (".metadata", SHARDED_SUMMARY)  # the index of the tensors, and the summary
 CHUNK = 1 << 24  # bytes read at a time
 
 
@@ -21,7 +22,9 @@ def write_shard_checksums(folder: Path, rank: int, num_ranks: int) -> None:
         rank: Whose files are noted, in ``checksums-<rank>.json``.
         num_ranks: How many ranks wrote it.
     """
-    own = sorted(folder.glob(f"__{rank}_*")) + [folder / INDEX] * (rank == 0)
+    own = sorted(folder.glob(f"__{rank}_*"))
+    if rank == 0:
+        own += [folder / name for name in FIRST_RANKS]
     checksums = {path.name: _checksum(path, flush=True) for path in own}
     write_json_atomically(_list(folder, rank), {"num_ranks": num_ranks, "crc32": checksums})
 

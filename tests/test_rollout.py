@@ -104,18 +104,6 @@ def test_rows_that_end_leave_without_disturbing_the_others(model):
     assert rollout.ended == [completion[-1] in end_ids for completion in expected]
 
 
-def drafts_of(completions, kind):
-    """Guesses of known completions: right, wrong, right with one token wrong, one missing, none."""
-    return {
-        "right": completions,
-        "wrong": [[39] * 20 for _ in completions],
-        "substituted": [[*c[:3], (c[3] + 1) % 40, *c[4:]] for c in completions],
-        "deleted": [[*c[:3], *c[4:]] for c in completions],
-        "of unequal lengths": [completions[0], [], completions[2][:4]],
-        "too long": [[*c, 1, 2, 3] for c in completions],
-    }[kind]
-
-
 def test_the_cache_forgets_columns_that_no_row_left_reads(tiny):
     prompts = [list(range(3, 33)), [5, 6]]
     settings = SamplingSettings(10, temperature=0)
@@ -132,6 +120,18 @@ def test_the_cache_forgets_columns_that_no_row_left_reads(tiny):
     assert found.completions == [free[0][: end + 1], free[1]]
     width = [len(prompts[0]) if step <= end else len(prompts[1]) for step in range(1, 10)]
     assert widths == [0, *(each + step for step, each in enumerate(width))]
+
+
+def drafts_of(completions, kind):
+    """Guesses of known completions: right, wrong, right with one token wrong, one missing, none."""
+    return {
+        "right": completions,
+        "wrong": [[39] * 20 for _ in completions],
+        "substituted": [[*c[:3], (c[3] + 1) % 40, *c[4:]] for c in completions],
+        "deleted": [[*c[:3], *c[4:]] for c in completions],
+        "of unequal lengths": [completions[0], [], completions[2][:4]],
+        "too long": [[*c, 1, 2, 3] for c in completions],
+    }[kind]
 
 
 @pytest.mark.parametrize(

@@ -47,17 +47,10 @@ class Bench:
         """Enough rows for all steps."""
         return (self.num_pairs + NUM_WARM_UP) * works.BATCH_SIZE
 
-    def versus_trl(self, work: Work, own: dict[str, Any] | None = None, **peers: Any) -> Figures:
-        """Measure, print a line of the table, and return its three ratios.
-
-        Args:
-            work: What a step is.
-            own: Options of our method.
-            peers: Changes of TRL's job.
-        """
-        peer = [] if self.trl_python is None else [trl(self.trl_python, **peers)]
-        changes = {} if own is None else {"module_options": own}
-        found = self.compare(work, [ours(**changes), *peer])
+    def versus_trl(self, work: Work, **changes: Any) -> Figures:
+        """Measure, print a line of the table, and return its three ratios."""
+        peer = [] if self.trl_python is None else [trl(self.trl_python, **changes)]
+        found = self.compare(work, [ours(), *peer])
         ratios = (found.ratio("cpu_s"), found.ratio("wall_s"), found.memory_ratio())
         return dict(zip(WORST, ratios, strict=True))
 

@@ -13,7 +13,7 @@ from sdft.rollout import RolloutRequest, sample
 from sdft.sharding import is_sharded
 from sdft.types import Rollout, TokenIds
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = ("float32", "bfloat16")
 
 
 class InPlaceEngine:
