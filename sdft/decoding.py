@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from sdft.batching import TOKENS_PER_PASS, length_groups
 from sdft.endings import Ending
+from sdft.growing_cache import growing_cache, joined
+from sdft.sharding import is_sharded
 from sdft.types import Rollout, TokenIds
 
 # Drafted tokens read per forward pass, over all rows. Up to about this many tokens, reading the
 # weights takes longer than computing with them, so that a wrong draft costs little.
 DRAFT_BUDGET = 64
+# Passes without a draft after none, one, two, and more drafts in a row that failed at once.
+RESTS = (0, 0, 1, 3)
 FIRST_DRAFT = 4  # tokens of a draft read with the prompt: nobody knows yet whether it will hold
 
 
@@ -45,7 +51,7 @@ class Decoding:
         self._model = model
         self._device = model.device
         self._prompts = prompts
-        self._cache = DynamicCache(config=model.config)
+        self._cache = growing_cache(model.config)
         self._drafts = drafts if _can_drop_columns(self._cache) else [[]] * len(prompts)
         self._max_new_tokens = max_new_tokens
         self._ending = ending
@@ -53,6 +59,8 @@ class Decoding:
         self._logprobs: list[list[float]] = [[] for _ in prompts]
         self._ended = [False] * len(prompts)
         self._reach = [FIRST_DRAFT] * len(prompts)  # how far a row's next draft may go
+        self._misses = [0] * len(prompts)  # drafts in a row that failed at their first token
+        self._rest = [0] * len(prompts)  # passes before a row's next draft
         self.active = list(range(len(prompts)))
 
     def prefill(self) -> Tensor:
@@ -61,17 +69,17 @@ class Decoding:
         ``read_rows`` and ``read_offsets``, both (M,), then say which token of which completion
         each of them predicts.
         """
-        width = max(map(len, self._prompts))
-        pads = [width - len(prompt) for prompt in self._prompts]
+        groups = self._prefill_groups()
+        self.active = [row for group in groups for row in group]
         self._propose()
-        ids = [
-            [0] * pad + [*prompt, *draft, *[0] * (self._num_drafted - len(draft))]
-            for pad, prompt, draft in zip(pads, self._prompts, self._proposed, strict=True)
-        ]
-        pad = self._tensor(pads)[:, None]
-        columns = torch.arange(width + self._num_drafted, device=self._device)
-        self._mask = columns >= pad
-        return self._forward(self._tensor(ids), (columns - pad).clamp(min=0))
+        drafts = dict(zip(self.active, self._proposed, strict=True))
+        logits, masks, caches = zip(
+            *(self._read_prompts(group, drafts) for group in groups), strict=True
+        )
+        width = max(mask.shape[1] for mask in masks)
+        self._mask = torch.cat([F.pad(mask, (width - mask.shape[1], 0)) for mask in masks])
+        self._cache = joined(caches)
+        return self._asked(torch.cat(logits))
 
     def step(self) -> Tensor:
         """Read each active row's last token and its draft; (M, V) logits."""
@@ -83,7 +91,7 @@ class Decoding:
         read = [len(self._prompts[row]) + len(self._completions[row]) - 1 for row in self.active]
         positions = self._tensor(read)[:, None] + torch.arange(len(ids[0]), device=self._device)
         self._mask = torch.cat([self._mask, self._mask.new_ones(positions.shape)], dim=1)
-        return self._forward(self._tensor(ids), positions)
+        return self._asked(self._read(self._tensor(ids), positions, self._mask, self._cache))
 
     def append(self, tokens: Tensor, logprobs: Tensor) -> None:
         """Keep each row's draws up to the first that differs from its draft.
@@ -120,16 +128,27 @@ class Decoding:
                 break
         # A draft that held is trusted twice as far, one that failed little further than it held.
         self._reach[row] = 2 * confirmed + 1
+        if draft:
+            self._misses[row] = 0 if confirmed else self._misses[row] + 1
+            self._rest[row] = RESTS[min(self._misses[row], len(RESTS) - 1)]
         return confirmed
 
     def _propose(self) -> None:
         """Choose the next draft of every active row."""
         share = DRAFT_BUDGET // len(self.active)
         self._proposed = [
-            self._continuation(row)[: min(share, self._reach[row], self._room(row) - 1)]
+            [] if self._rests(row) else self._continuation(row)[: min(share, self._limit(row))]
             for row in self.active
         ]
         self._num_drafted = max(map(len, self._proposed))
+
+    def _rests(self, row: int) -> bool:
+        """Whether a row has no draft in this pass, because several have failed."""
+        self._rest[row] -= 1
+        return self._rest[row] >= 0
+
+    def _limit(self, row: int) -> int:
+        return min(self._reach[row], self._room(row) - 1)
 
     def _room(self, row: int) -> int:
         return self._max_new_tokens - len(self._completions[row])
@@ -147,23 +166,52 @@ class Decoding:
         nearest = min(places, key=lambda place: abs(place - here), default=len(draft))
         return draft[nearest + 1 :]
 
-    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        output = self._model(
+    def _prefill_groups(self) -> list[list[int]]:
+        """Prompts to read together: where lengths differ, padding would be most of the work."""
+        if is_sharded(self._model) or not _can_drop_columns(self._cache):
+            return [self.active]
+        lengths = [len(prompt) for prompt in self._prompts]
+        price = TOKENS_PER_PASS.get(self._device.type, TOKENS_PER_PASS["cuda"])
+        return length_groups(lengths, price)
+
+    def _read_prompts(
+        self, rows: Sequence[int], drafts: Mapping[int, TokenIds]
+    ) -> tuple[Tensor, Tensor, DynamicCache]:
+        """Logits, mask and cache of some rows, padded on the left."""
+        prompts = [self._prompts[row] for row in rows]
+        width = max(map(len, prompts))
+        ids = [
+            [0] * (width - len(prompt))
+            + [*prompt, *drafts[row], *[0] * (self._num_drafted - len(drafts[row]))]
+            for row, prompt in zip(rows, prompts, strict=True)
+        ]
+        pad = self._tensor([width - len(prompt) for prompt in prompts])[:, None]
+        columns = torch.arange(width + self._num_drafted, device=self._device)
+        mask = columns >= pad
+        cache = growing_cache(self._model.config)
+        return self._read(self._tensor(ids), (columns - pad).clamp(min=0), mask, cache), mask, cache
+
+    def _read(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+        """Logits behind the last token known and behind every drafted one, (rows, n + 1, V)."""
+        logits: Tensor = self._model(
             input_ids=ids,
-            attention_mask=None if self._mask.all() else self._mask.long(),
+            attention_mask=None if mask.all() else mask.long(),
             position_ids=positions,
-            past_key_values=self._cache,
+            past_key_values=cache,
             use_cache=True,
             logits_to_keep=self._num_drafted + 1,
-        )
+        ).logits
+        return logits
+
+    def _asked(self, logits: Tensor) -> Tensor:
+        """Of the logits of all active rows those that no padding stands for; (M, V)."""
         lengths = self._tensor([len(draft) for draft in self._proposed])
         ahead = torch.arange(self._num_drafted + 1, device=self._device)
         asked = ahead <= lengths[:, None]
         drawn = self._tensor([len(self._completions[row]) for row in self.active])
         self.read_rows = self._tensor(self.active)[:, None].expand(asked.shape)[asked]
         self.read_offsets = (drawn[:, None] + ahead)[asked]
-        logits: Tensor = output.logits[asked]
-        return logits
+        return logits.flatten(0, 1) if asked.all() else logits[asked]
 
     def _forget_rejected(self, confirmed: list[int]) -> None:
         """Mask the drafted columns that were not confirmed; drop those no row needs."""

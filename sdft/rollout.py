@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 
 from sdft.decoding import Decoding
 from sdft.endings import Decode, Ending
+from sdft.growing_cache import grouped_heads
 from sdft.packing import can_pack, packed_linears
 from sdft.sharding import whole_weights
 from sdft.types import Rollout, TokenIds
@@ -160,8 +161,13 @@ def sample(model: PreTrainedModel, request: RolloutRequest) -> Rollout:
     prompts, settings, noise = request.prompts, request.settings, request.noise(model.device)
     drafts = request.drafts or [[]] * len(prompts)
     decoding = Decoding(model, prompts, drafts, settings.max_new_tokens, request.ending)
-    gathered = whole_weights(model)
-    with gathered, torch.inference_mode(), evaluation_mode(model), ExitStack() as packing:
+    with (
+        whole_weights(model),
+        torch.inference_mode(),
+        evaluation_mode(model),
+        grouped_heads(model.device),
+        ExitStack() as packing,
+    ):
         logits = decoding.prefill()
         for num_steps in count():
             chosen = None if noise is None else noise[decoding.read_rows, decoding.read_offsets]

@@ -1,0 +1,98 @@
+"""A key-value cache that a decoding pass extends in place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache, PretrainedConfig
+from transformers.cache_utils import DynamicLayer
+
+ROOM = 64  # columns of a new buffer that are still empty
+GROUPED_HEADS = "TRANSFORMERS_SDPA_FORCE_GQA"
+
+
+class GrowingLayer(DynamicLayer):
+    """A layer that writes new columns behind the old ones, where transformers' copies them all.
+
+    ``keys`` and ``values`` are the filled columns of two buffers. Whoever sets them to something
+    else, as selecting rows does, gets new buffers with the next columns.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._buffers: dict[str, Tensor] = {}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """All keys and values, (B, H, L + n, D) each, of new ones of shape (B, H, n, D)."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        keys = self.keys = self._extended("keys", key_states)
+        values = self.values = self._extended("values", value_states)
+        return keys, values
+
+    def _extended(self, name: str, new: Tensor) -> Tensor:
+        old: Tensor = getattr(self, name)
+        width = old.shape[2] + new.shape[2]
+        buffer = self._buffers.get(name)
+        if buffer is None or width > buffer.shape[2] or not _begins(old, buffer):
+            batch, heads, _, size = new.shape
+            buffer = self._buffers[name] = new.new_empty(batch, heads, width + ROOM, size)
+            buffer[:, :, : old.shape[2]] = old
+        buffer[:, :, old.shape[2] : width] = new
+        return buffer[:, :, :width]
+
+
+def growing_cache(config: PretrainedConfig) -> DynamicCache:
+    """A model's cache from transformers, plain layers replaced; sliding windows keep theirs."""
+    cache = DynamicCache(config=config)
+    cache.layers = [
+        GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
+    return cache
+
+
+def joined(caches: Sequence[DynamicCache]) -> DynamicCache:
+    """One cache for the rows of several, padded on the left; plain layers alone."""
+    if len(caches) > 1:
+        width = max(cache.get_seq_length() for cache in caches)
+        layers: Iterable[Sequence[Any]] = zip(*(cache.layers for cache in caches), strict=True)
+        for same in layers:
+            same[0].keys = torch.cat([_widened(layer.keys, width) for layer in same])
+            same[0].values = torch.cat([_widened(layer.values, width) for layer in same])
+    return caches[0]
+
+
+@contextmanager
+def grouped_heads(device: torch.device) -> Iterator[None]:
+    """On a processor, let query heads share the keys they read, also where there is a mask.
+
+    transformers copies the keys and values for every query head when padding is masked, because
+    on a GPU masked attention with shared keys is slow.
+    """
+    before = os.environ.get(GROUPED_HEADS)
+    if device.type != "cpu" or before is not None:
+        yield
+        return
+    os.environ[GROUPED_HEADS] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[GROUPED_HEADS]
+
+
+def _begins(part: Tensor, buffer: Tensor) -> bool:
+    """Whether a tensor is the first columns of a buffer."""
+    return part.data_ptr() == buffer.data_ptr() and part.stride() == buffer.stride()
+
+
+def _widened(states: Tensor, width: int) -> Tensor:
+    return F.pad(states, (0, 0, width - states.shape[2], 0))
