@@ -7,7 +7,7 @@ never parsed as templates. Only data files are loaded, never a data set's code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -115,18 +115,37 @@ def kept_indices(dataset: Dataset, where: str | None, task: str, split: str) -> 
     if where is None:
         return list(range(len(dataset)))
     label_names = _label_names(dataset)
-    kept = []
-    about = f"task {task!r}: where: {where!r:.80}"
-    holds = _evaluated(
-        lambda: _sandbox().compile_expression(where, undefined_to_none=False), f"{about} is broken"
+    named = (
+        {**values, **_named_labels(values, label_names, f"task {task!r}: {split} row {index}")}
+        for index, values in enumerate(dataset)
     )
-    for index, values in enumerate(dataset):
-        place = f"{split} row {index}"
-        named = _named_labels(values, label_names, f"task {task!r}: {place}")
-        if _evaluated(partial(_truth, holds, {**values, **named}), f"{about} fails on {place}"):
-            kept.append(index)
+    return matching(named, where, f"task {task!r}: where", split)
+
+
+def matching(rows: Iterable[Columns], condition: str, option: str, split: str) -> list[int]:
+    """Indices of the rows for which a condition holds.
+
+    Args:
+        rows: The values that the condition may name.
+        condition: A Jinja expression, evaluated in a sandbox.
+        option: Task and option it comes from, for errors.
+        split: The rows' split, for errors.
+
+    Raises:
+        ValueError: The expression does not parse, fails on a row, or keeps no row.
+    """
+    about = f"{option}: {condition!r:.80}"
+    holds = _evaluated(
+        lambda: _sandbox().compile_expression(condition, undefined_to_none=False),
+        f"{about} is broken",
+    )
+    kept = [
+        index
+        for index, values in enumerate(rows)
+        if _evaluated(partial(_truth, holds, values), f"{about} fails on {split} row {index}")
+    ]
     if not kept:
-        raise ValueError(f"task {task!r}: where: {where!r:.80} keeps no row of {split}")
+        raise ValueError(f"{about} keeps no row of {split}")
     return kept
 
 

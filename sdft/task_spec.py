@@ -12,6 +12,7 @@ from sdft.prompting import TEACHER_CONTEXTS
 from sdft.scorers import get_scorer
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+_PATH_ONLY = ("path_where", "context_field")
 _HUB_ONLY = ("revision", "config_name", "columns", "where", "splits")
 
 
@@ -45,6 +46,9 @@ class TaskSpec:
             generated task, how many to make; None makes 512.
         num_validation: The same for validation rows; None makes 64.
         num_test: The same for test rows; None makes 64.
+        path_where: A Jinja expression over the folder's rows (id, prompt, demonstration, answer,
+            context and meta), such as ``answer in ["yes", "no"]``; rows for which it does not
+            hold are left out. None keeps all.
         context_field: Dotted path of the value in a JSON Lines row that only the teacher may
             read, such as ``meta.document``. None takes the field ``context``.
         teacher_context: What the teacher is shown of this task's rows: demonstration, context or
@@ -72,6 +76,7 @@ class TaskSpec:
     num_train: int | None = None
     num_validation: int | None = None
     num_test: int | None = None
+    path_where: str | None = None
     context_field: str | None = None
     teacher_context: str | None = None
     judge: Judge | None = None
@@ -139,15 +144,19 @@ class TaskSpec:
     def _check_effects(self) -> None:
         given = {option for option, value in vars(self).items() if value is not None}
         unused = [option for option in _HUB_ONLY if option in given and self.hub_id is None]
-        if self.context_field is not None and self.path is None:
-            unused.append("context_field")
+        unused += [option for option in _PATH_ONLY if option in given and self.path is None]
         if self.generator_options is not None and self.generator is None:
             unused.append("generator_options")
         if unused:
             raise ValueError(
-                f"task {self.name!r}: {', '.join(unused)} would have no effect: context_field "
-                f"belongs to a path; {', '.join(_HUB_ONLY)} belong to a hub_id, "
+                f"task {self.name!r}: {', '.join(unused)} would have no effect: "
+                f"{', '.join(_PATH_ONLY)} belong to a path, {', '.join(_HUB_ONLY)} to a hub_id, "
                 "generator_options to a generator"
+            )
+        if self.path_where is not None and self.hub_id is not None and self.where is None:
+            raise ValueError(
+                f"task {self.name!r}: path_where holds for the folder alone; give where too, so "
+                "that the hub's rows are filtered as well"
             )
         hub_has_context = self.hub_id is None or "context" in (self.columns or {})
         if self.context_field is not None and not hub_has_context:

@@ -11,11 +11,11 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from sdft.generated import SPLITS, Split, generate
-from sdft.hub import kept_indices, load_hub_split, rows_from_dataset
+from sdft.hub import kept_indices, load_hub_split, matching, rows_from_dataset
 from sdft.rows import check_unique_ids, read_rows
 from sdft.scorers import SCORER_OF_SCORING, SCORERS, Scorer, get_scorer
 from sdft.task_spec import TaskSpec
@@ -168,8 +168,18 @@ def _folder_splits(spec: TaskSpec, folder: Path, seed: int) -> Splits:
                 f"task {spec.name!r}: there is no file {path}; "
                 "a task's folder has train.jsonl, validation.jsonl and, if wanted, test.jsonl"
             )
-        splits[split] = tuple(rows[index] for index in _chosen(len(rows), spec, split, seed))
+        kept = _kept(rows, spec, split)
+        splits[split] = tuple(kept[index] for index in _chosen(len(kept), spec, split, seed))
     return splits
+
+
+def _kept(rows: list[Demonstration], spec: TaskSpec, split: Split) -> list[Demonstration]:
+    """The rows for which the task's condition holds."""
+    if spec.path_where is None or not rows:
+        return rows
+    named = ({field.name: getattr(row, field.name) for field in fields(row)} for row in rows)
+    option = f"task {spec.name!r}: path_where"
+    return [rows[index] for index in matching(named, spec.path_where, option, split)]
 
 
 def _hub_splits(spec: TaskSpec, hub_id: str, seed: int) -> Splits:

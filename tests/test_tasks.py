@@ -49,6 +49,20 @@ def test_a_path_is_relative_to_the_working_directory(folder, monkeypatch):
     assert len(load_task(spec("mine")).train) == 20
 
 
+def test_a_condition_chooses_among_the_folders_rows(folder):
+    odd = make_rows("odd", 2, meta={"kind": "odd"}, answer="lorries")
+    write(folder, train=[*make_rows("train", 3), *odd], validation=make_rows("validation", 1))
+    chosen = load_task(spec(folder, path_where='id != "train-0"', num_train=4))
+    assert ids(chosen.train) == ["train-1", "train-2", "odd-0", "odd-1"]
+    assert len(load_task(spec(folder, path_where="prompt[0].content")).train) == 5
+    with pytest.raises(ValueError, match=r"'mine': path_where: .* keeps no row of validation"):
+        load_task(spec(folder, path_where='answer == "lorries"'))
+    with pytest.raises(
+        ValueError, match=r"path_where: .* fails on train row 0: .*attribute 'kind'"
+    ):
+        load_task(spec(folder, path_where='meta.kind == "odd"'))
+
+
 def test_a_folder_without_test_rows_gives_none(folder):
     assert load_task(spec(folder)).test == ()
 
@@ -198,6 +212,8 @@ def test_an_empty_hub_split_is_an_error(hub_set):
         ({"num_validation": -1}, "num_validation is -1"),
         ({"revision": "main", "splits": {}}, "revision, splits would have no effect"),
         ({"path": None, "generator": "routing", "context_field": "x"}, "context_field would have"),
+        ({"path": None, "hub_id": "a/b", "path_where": "1"}, "path_where would have no effect"),
+        ({"hub_id": "a/b", "path_where": "1"}, "path_where holds for the folder alone"),
         ({"hub_id": "a/b", "context_field": "meta.x"}, "map 'context' in columns too"),
         ({"hub_id": "a/b", "splits": {"train": "train"}}, "must name train and validation"),
         ({"hub_id": "a/b", "splits": {**HUB["splits"], "dev": "x"}}, "splits names .*dev"),
