@@ -53,6 +53,7 @@ class Decoding:
         self._prompts = prompts
         self._cache = growing_cache(model.config)
         self._drafts = drafts if _can_drop_columns(self._cache) else [[]] * len(prompts)
+        self._places = [_places(draft) for draft in self._drafts]
         self._max_new_tokens = max_new_tokens
         self._ending = ending
         self._completions: list[list[int]] = [[] for _ in prompts]
@@ -162,7 +163,7 @@ class Decoding:
         if not completion:
             return draft
         here = len(completion) - 1
-        places = [place for place, token in enumerate(draft) if token == completion[-1]]
+        places = self._places[row].get(completion[-1], ())
         nearest = min(places, key=lambda place: abs(place - here), default=len(draft))
         return draft[nearest + 1 :]
 
@@ -249,6 +250,14 @@ class Decoding:
 
     def _tensor(self, values: list[int] | list[list[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self._device)
+
+
+def _places(draft: TokenIds) -> dict[int, list[int]]:
+    """Where each token of a draft stands in it."""
+    found: dict[int, list[int]] = {}
+    for place, token in enumerate(draft):
+        found.setdefault(token, []).append(place)
+    return found
 
 
 def _can_drop_columns(cache: DynamicCache) -> bool:
