@@ -1,16 +1,21 @@
 """How well the untrained model follows a demonstration, by the shape of the teacher's prompt.
 
-    python benchmarks/teacher_shapes.py --rows 24
+    python benchmarks/teacher_shapes.py --rows 24 [--config configs/smollm2/three_public_tasks.yaml]
 
-Greedy accuracy on validation rows of the generated tasks: of the student, who sees the prompt
-alone, and of the teacher with every shipped template. The last line is JSON.
+Greedy accuracy in percent on validation rows of the generated tasks, or of a configuration's, and
+in brackets the tokens of a prompt on average: of the student, who sees the prompt alone, and of
+the teacher with every shipped template. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from collections.abc import Callable
+from pathlib import Path
+
+import yaml
 
 from sdft.models import LoadedModel, load_model
 from sdft.prompting import TeacherTemplate, shipped_templates, student_messages
@@ -20,7 +25,7 @@ from sdft.tasks import Task, load_task
 from sdft.types import Demonstration, Message
 
 TASKS = ("routing", "tool_call", "new_facts")
-SETTINGS = SamplingSettings(max_new_tokens=20, temperature=0.0)
+SETTINGS = SamplingSettings(max_new_tokens=32, temperature=0.0)
 Shape = Callable[[Demonstration], list[Message]]
 
 
@@ -30,21 +35,25 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--rows", type=int, default=24)
     parser.add_argument("--system_prompt", default="")
+    parser.add_argument("--config", type=Path, help="whose tasks to read")
     parser.add_argument("--quick", action="store_true", help="the tiny random model, two rows")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.model, arguments.rows = "tiny-random", 2
     loaded = load_model(arguments.model)
-    tasks = [load_task(TaskSpec(name=name, generator=name)) for name in TASKS]
-    accuracies = {}
+    specs = [TaskSpec(name=name, generator=name) for name in TASKS]
+    if arguments.config is not None:
+        content = yaml.safe_load(arguments.config.read_text(encoding="utf-8"))
+        specs = [TaskSpec(**each) for each in content["data"]["tasks"]]
+    tasks = [load_task(spec) for spec in specs]
+    figures = {}
     for name, shape in shapes(arguments.system_prompt).items():
-        accuracies[name] = {
-            task.name: round(accuracy(loaded, task, shape, arguments.rows), 3) for task in tasks
+        found = figures[name] = {
+            task.name: measure(loaded, task, shape, arguments.rows) for task in tasks
         }
-        print(
-            f"| {name} | " + " | ".join(f"{100 * x:.0f}" for x in accuracies[name].values()) + " |"
-        )
-    print(json.dumps(accuracies))
+        cells = [f"{100 * each['accuracy']:.0f} ({each['tokens']:.0f})" for each in found.values()]
+        print(f"| {name} | {' | '.join(cells)} |")
+    print(json.dumps(figures))
 
 
 def shapes(system_prompt: str) -> dict[str, Shape]:
@@ -56,8 +65,8 @@ def shapes(system_prompt: str) -> dict[str, Shape]:
     return found
 
 
-def accuracy(loaded: LoadedModel, task: Task, shape: Shape, num_rows: int) -> float:
-    """Mean score over the first validation rows of a task."""
+def measure(loaded: LoadedModel, task: Task, shape: Shape, num_rows: int) -> dict[str, float]:
+    """Mean score over the first validation rows of a task, and mean tokens of their prompts."""
     rows = task.validation[:num_rows]
     prompts = [
         loaded.tokenizer.apply_chat_template(
@@ -68,7 +77,10 @@ def accuracy(loaded: LoadedModel, task: Task, shape: Shape, num_rows: int) -> fl
     rollout = sample(loaded.model, RolloutRequest(prompts, SETTINGS, end_ids=loaded.end_ids))
     answers = loaded.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
     scores = [task.scorer(answer, row) for answer, row in zip(answers, rows, strict=True)]
-    return sum(scores) / len(scores)
+    return {
+        "accuracy": round(statistics.mean(scores), 3),
+        "tokens": round(statistics.mean(map(len, prompts)), 1),
+    }
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ class CapabilityTracker(L.Callback):
         batch_size: Requests read or answered at a time.
         max_generated_tokens: Longest answer where a suite allows longer ones (IFEval 1280); null
             leaves it to the suite.
+        every_stage: Measure after each stage; off, before training and after the last stage alone.
         run_code: Let humaneval run functions that the model wrote, in a sandbox without network.
 
     Raises:
@@ -49,6 +50,7 @@ class CapabilityTracker(L.Callback):
         num_rows: int | None = None,
         batch_size: int = 16,
         max_generated_tokens: int | None = None,
+        every_stage: bool = True,
         run_code: bool = False,
     ) -> None:
         _check_positive(
@@ -58,6 +60,7 @@ class CapabilityTracker(L.Callback):
         _check_code(self.suites, run_code)
         self.source = "the Hugging Face hub" if folder is None else folder
         self.num_rows = num_rows
+        self.every_stage = every_stage
         self.limits = {"batch_size": batch_size, "max_generated_tokens": max_generated_tokens}
         self.rows: list[CapabilityRow] = []
         self._tasks = _load_tasks(self.suites, folder, num_rows)
@@ -75,8 +78,11 @@ class CapabilityTracker(L.Callback):
         stage = trainer.datamodule.num_stages_done
         if trainer.state.fn != TrainerFn.VALIDATING or stage is None:
             return
+        tasks = trainer.datamodule.plan.tasks
+        if 0 < stage < len(tasks) and not self.every_stage:
+            return
         row = capability_row(
-            trainer.datamodule.plan.tasks,
+            tasks,
             stage,
             trainer.global_step,
             self.suites,

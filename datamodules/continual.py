@@ -98,10 +98,7 @@ class ContinualDataModule(L.LightningDataModule):
             num_demonstrations=num_demonstrations,
             examples_per_stage=1 if examples_per_stage is None else examples_per_stage,
         )
-        if not 0.0 <= replay_fraction < math.inf:
-            raise ValueError(f"data.replay_fraction is {replay_fraction}; it must be 0 or more")
-        if not 0.0 <= min_agreement < 1.0:
-            raise ValueError(f"data.min_agreement is {min_agreement}; it must lie in [0, 1)")
+        _check_shares(replay_fraction, min_agreement)
         _check_prompts(tasks, train_on, replay_fraction)
         self.train_on = train_on
         self.reader = READERS[train_on](
@@ -228,6 +225,13 @@ def _require_positive(**options: int) -> None:
     for name, value in options.items():
         if value < 1:
             raise ValueError(f"data.{name} is {value}; it must be at least 1")
+
+
+def _check_shares(replay_fraction: float, min_agreement: float) -> None:
+    if not 0.0 <= replay_fraction < math.inf:
+        raise ValueError(f"data.replay_fraction is {replay_fraction}; it must be 0 or more")
+    if not 0.0 <= min_agreement < 1.0:
+        raise ValueError(f"data.min_agreement is {min_agreement}; it must lie in [0, 1)")
 
 
 def _check_prompts(specs: Sequence[TaskSpec], train_on: str, replay_fraction: float) -> None:

@@ -67,16 +67,7 @@ def distillation_loss(
         ValueError: Shapes or vocabularies that do not fit, a temperature that is not positive, a
             missing ``sequence_index``, or one that leaves a sequence and comes back to it.
     """
-    if teacher_hidden.shape[0] != student_hidden.shape[0]:
-        raise ValueError(
-            f"student_hidden has {student_hidden.shape[0]} rows, teacher_hidden "
-            f"{teacher_hidden.shape[0]}: both must hold the same positions"
-        )
-    if teacher_head.vocab_size != student_head.vocab_size:
-        raise ValueError(
-            f"the student's vocabulary has {student_head.vocab_size} entries, the teacher's "
-            f"{teacher_head.vocab_size}: distillation compares them entry by entry"
-        )
+    _check_pair(student_hidden, student_head, teacher_hidden, teacher_head)
     return _tiled_loss(
         student_hidden,
         student_head,
@@ -157,6 +148,24 @@ def token_logprobs(
         temperature=temperature,
         tile_rows=tile_rows,
     ).values
+
+
+def _check_pair(
+    student_hidden: Tensor,
+    student_head: VocabularyHead,
+    teacher_hidden: Tensor,
+    teacher_head: VocabularyHead,
+) -> None:
+    if teacher_hidden.shape[0] != student_hidden.shape[0]:
+        raise ValueError(
+            f"student_hidden has {student_hidden.shape[0]} rows, teacher_hidden "
+            f"{teacher_hidden.shape[0]}: both must hold the same positions"
+        )
+    if teacher_head.vocab_size != student_head.vocab_size:
+        raise ValueError(
+            f"the student's vocabulary has {student_head.vocab_size} entries, the teacher's "
+            f"{teacher_head.vocab_size}: distillation compares them entry by entry"
+        )
 
 
 def _tiled_loss(

@@ -27,6 +27,11 @@ def test_teacher_shapes_measures_the_student_and_every_template():
     figures = last_line("benchmarks/teacher_shapes.py", "--quick")
     assert {"student alone", "paper", "dialogue_twice"} <= set(figures)
     assert set(figures["paper"]) == {"routing", "tool_call", "new_facts"}
+    for shown, alone in zip(
+        figures["dialogue_twice"].values(), figures["student alone"].values(), strict=True
+    ):
+        assert 0 <= shown["accuracy"] <= 1
+        assert shown["tokens"] > alone["tokens"] > 0
 
 
 @pytest.mark.slow

@@ -256,6 +256,21 @@ def test_every_stage_has_a_row_and_a_resumed_run_has_the_same_ones(measured, tmp
     assert json.loads((tmp_path / "again" / "capabilities.json").read_text()) == record
 
 
+@pytest.mark.slow
+def test_stages_between_may_be_left_out(measured, tmp_path):
+    config, tracked, folder = measured
+    content = yaml.safe_load(tracked.read_text())
+    content["trainer"]["callbacks+"][0]["init_args"]["every_stage"] = False
+    sparse = tmp_path / "sparse.yaml"
+    sparse.write_text(yaml.safe_dump(content))
+    assert fit(tmp_path, config, "run", f"--config={sparse}") == 0, (
+        tmp_path / "run.log"
+    ).read_text()
+    rows = json.loads((tmp_path / "run" / "capabilities.json").read_text())["rows"]
+    every = json.loads((folder / "capabilities.json").read_text())["rows"]
+    assert rows == [every[0], every[-1]]
+
+
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the shared data sets are not here")
 def test_a_written_function_must_pass_its_tests():
     task = load_tasks([get_suite("humaneval")], SHARED_DATA, 3)["tasks"]["humaneval"]
