@@ -268,9 +268,12 @@ class ContinualModule(GreedyEvaluation):
         if self.step_skipped:
             optimizer.zero_grad()
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step the student."""
-        super().optimizer_step(*args, **kwargs)
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        """Step the student and free its gradients, which the next rollout has no use for."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()
         self.clock.lap("optimizer")
 
     def rollout_seeds(self, num_rows: int, *stream: int) -> list[int]:
