@@ -161,6 +161,16 @@ def test_rollouts_depend_on_the_seed_and_the_step_alone(tmp_path):
     assert first[0] != first[1]
 
 
+def test_no_gradient_outlives_its_step(tmp_path):
+    held = Recorder(
+        "on_train_batch_end",
+        lambda trainer, module: any(each.grad is not None for each in module.parameters()),
+    )
+    train(sdft(), tmp_path, held)
+    assert held.seen
+    assert not any(held.seen)
+
+
 def test_completions_shorter_than_the_mask_train_on_without_loss(tmp_path):
     module = sdft(num_loss_tokens_to_skip=50)
     before = module.student.model.norm.weight.clone()

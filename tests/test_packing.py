@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from sdft.models import load_model, save_model
 from sdft.optimizer import AdamW
 from sdft.packing import can_pack, like_parameters, packed_linears, store_by_columns
 from sdft.rollout import STEPS_BEFORE_PACKING, RolloutRequest, SamplingSettings, sample
@@ -51,6 +54,16 @@ def test_weights_stored_by_columns_are_the_same_weights_and_tied_heads_stay():
     assert model["head"].weight.is_contiguous()
     for found, reference in zip(model.parameters(), expected.parameters(), strict=True):
         assert torch.equal(found, reference)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of files")
+def test_no_weight_keeps_the_file_that_the_model_was_read_from(tiny, tmp_path):
+    save_model(tiny.model, tiny.tokenizer, tmp_path / "model")
+    model = load_model(str(tmp_path / "model")).model
+    file = str(tmp_path / "model" / "model.safetensors")
+    assert file in Path("/proc/self/maps").read_text()
+    store_by_columns(model)
+    assert file not in Path("/proc/self/maps").read_text()
 
 
 def trained(layer, steps, state=None):

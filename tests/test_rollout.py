@@ -1,4 +1,6 @@
 import math
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -120,6 +122,43 @@ def test_the_cache_forgets_columns_that_no_row_left_reads(tiny):
     assert found.completions == [free[0][: end + 1], free[1]]
     width = [len(prompts[0]) if step <= end else len(prompts[1]) for step in range(1, 10)]
     assert widths == [0, *(each + step for step, each in enumerate(width))]
+
+
+@contextmanager
+def shapes_read(model):
+    """The shapes of the token ids that every pass reads."""
+    shapes = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    yield shapes
+    hook.remove()
+
+
+def test_prompts_of_very_different_lengths_are_read_apart(model):
+    prompts = [[3], [5 + step % 30 for step in range(100)], [20, 21]]
+    request = RolloutRequest(prompts, SamplingSettings(6, temperature=0), end_ids=frozenset())
+    with shapes_read(model) as shapes:
+        found = sample(model, request).completions
+    assert found == [by_full_forward(model, prompt, 6) for prompt in prompts]
+    slides = getattr(model.config, "sliding_window", None)
+    assert shapes[:2] == ([(3, 100), (3, 1)] if slides else [(2, 2), (1, 100)])
+    assert sample(model, replace(request, drafts=found)).completions == found
+    end = replace(request, end_ids=frozenset([found[1][1]]))
+    assert sample(model, end).completions == [
+        by_full_forward(model, prompt, 6, end.end_ids) for prompt in prompts
+    ]
+
+
+def test_drafts_that_keep_failing_rest(tiny):
+    request = RolloutRequest([[5, 6]], SamplingSettings(16, temperature=0), end_ids=frozenset())
+    (free,) = sample(tiny.model, request).completions
+    wrong = next(token for token in range(3, 300) if token not in free)
+    misleading = [each for token in free for each in (token, wrong)]
+    with shapes_read(tiny.model) as shapes:
+        found = sample(tiny.model, replace(request, drafts=[[wrong] * 4 + misleading]))
+    assert found.completions == [free]
+    assert [width for _, width in shapes[1:12]] == [2, 1, 2, 1, 1, 1, 2, 1, 1, 1, 2]
 
 
 def drafts_of(completions, kind):
