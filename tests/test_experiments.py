@@ -139,7 +139,7 @@ def test_every_point_of_a_sweep_is_a_command_of_its_own(grid, num_points, tmp_pa
 @needs_rows
 def test_capabilities_from_local_rows_are_an_option_away():
     pytest.importorskip("lm_eval", reason="lm-eval is not installed: requirements-evaluation.txt")
-    for name in ("local", "hub"):
+    for name in ("local", "hub", "two_suites"):
         (callback,) = read(CONFIGS / "capabilities" / f"{name}.yaml")["trainer"]["callbacks+"]
         options = {**callback["init_args"], "folder": str(SHARED_DATA), "num_rows": 1}
         assert CapabilityTracker(**options).suites
