@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from sdft.engines.generate import neutral_generation_config
 from sdft.models import LoadedModel
+from sdft.packing import store_by_columns
 from sdft.rollout import RolloutRequest, SamplingSettings, sample
 from sdft.types import TokenIds
 
@@ -30,9 +32,11 @@ def decode_ratio(
         RuntimeError: The two completed a prompt differently.
     """
     loaded.model.eval()
+    trained = copy.deepcopy(loaded.model)
+    store_by_columns(trained)
     pairs = []
     for _ in range(num_pairs + 1):
-        our_seconds, our_tokens = timed(lambda: ours(loaded, prompts, num_tokens))
+        our_seconds, our_tokens = timed(lambda: ours(trained, prompts, num_tokens))
         their_seconds, their_tokens = timed(lambda: generated(loaded, prompts, num_tokens))
         if our_tokens != their_tokens:
             rows = [i for i, each in enumerate(our_tokens) if each != their_tokens[i]]
@@ -49,11 +53,11 @@ def timed(decode: Callable[[], list[TokenIds]]) -> tuple[tuple[float, float], li
     return (time.process_time() - cpu, time.perf_counter() - wall), completions
 
 
-def ours(loaded: LoadedModel, prompts: Sequence[TokenIds], num_tokens: int) -> list[TokenIds]:
-    """The in-place engine, without drafts."""
+def ours(model: PreTrainedModel, prompts: Sequence[TokenIds], num_tokens: int) -> list[TokenIds]:
+    """The in-place engine on weights as in training, without demonstrations as drafts."""
     settings = SamplingSettings(num_tokens, temperature=0.0)
     request = RolloutRequest(prompts, settings, end_ids=frozenset())
-    return list(sample(loaded.model, request).completions)
+    return list(sample(model, request).completions)
 
 
 def generated(loaded: LoadedModel, prompts: Sequence[TokenIds], num_tokens: int) -> list[TokenIds]:
