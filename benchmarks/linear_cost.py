@@ -50,10 +50,11 @@ def main() -> None:
         by_length = {each: measure(each, works.BATCH_SIZE) for each in lengths}
         by_batch = {each: measure(LENGTH_OF_BATCHES, each) for each in batch_sizes}
     slopes = {"length": slope(by_length), "batch": slope(by_batch)}
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     draw(left, by_length, f"completion tokens, {works.BATCH_SIZE} rows", slopes["length"])
     draw(right, by_batch, f"rows, {LENGTH_OF_BATCHES} completion tokens each", slopes["batch"])
+    figure.legend(*left.get_legend_handles_labels(), loc="outside right center", frameon=False)
     arguments.image.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(arguments.image, dpi=150)
     print(json.dumps({f"{name}_slope": round(value, 3) for name, value in slopes.items()}))
@@ -95,19 +96,16 @@ def slope(series: Mapping[int, Seconds]) -> float:
 def draw(axes: Axes, series: Mapping[int, Seconds], label: str, found: float) -> None:
     """One panel: the step and its phases over the size."""
     sizes: Sequence[int] = list(series)
-    largest = series[sizes[-1]]
-    for colour, name in zip(
-        COLOURS, sorted(PHASES, key=lambda phase: -largest[phase]), strict=False
-    ):
+    for colour, name in zip(COLOURS, PHASES, strict=False):
         seconds = [series[size][name] for size in sizes]
         axes.plot(sizes, seconds, color=colour, marker="o", markersize=3, linewidth=1, label=name)
     seconds = [series[size]["step"] for size in sizes]
-    axes.plot(sizes, seconds, color="black", linewidth=2.2, label=f"step, slope {found:.2f}")
+    axes.plot(sizes, seconds, color="black", linewidth=2.2, label="step")
     axes.set(xscale="log", yscale="log", xlabel=label, ylabel="seconds")
+    axes.set_title(f"a step: slope {found:.2f} in the upper half", fontsize=10)
     axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=7.5)
 
 
 if __name__ == "__main__":
