@@ -26,14 +26,15 @@ class Pace:
         self._start()
 
     def turn(self, **facts: Any) -> None:
-        """Report and wait; once requests have ended, do neither."""
+        """Report and wait; end the process if nobody can ask any more."""
         seconds = {
             "wall_s": time.perf_counter() - self._wall,
             "cpu_s": time.process_time() - self._cpu,
             "peak_mib": peak_resident_mib(),
         }
         print(json.dumps(seconds | facts), file=self._reports, flush=True)
-        sys.stdin.readline()
+        if not sys.stdin.readline():
+            raise SystemExit("the benchmark that asked for steps has ended")
         self._start()
 
     def _start(self) -> None:
