@@ -21,6 +21,7 @@ SMALL = ["science", "tool_use", "medical", "knowledge", "knowledge_generated", "
 EXPERIMENTS = [
     (CONFIGS / "quickstart.yaml",),
     (CONFIGS / "smollm2" / "quickstart_longer.yaml",),
+    (CONFIGS / "smollm2" / "three_public_tasks.yaml",),
     *((CONFIGS / "paper" / "qwen7b.yaml", CONFIGS / "paper" / f"{name}.yaml") for name in PAPER),
     *((CONFIGS / "smollm2" / "small.yaml", CONFIGS / "smollm2" / f"{name}.yaml") for name in SMALL),
 ]
