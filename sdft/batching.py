@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 # What one more forward pass costs, in tokens that could have been padding instead.
 TOKENS_PER_PASS = {"cpu": 64, "cuda": 2048}
+
+
+def groups_to_read(lengths: Sequence[int], device: torch.device) -> list[list[int]]:
+    """:func:`length_groups` at what a pass costs on a device."""
+    price = TOKENS_PER_PASS.get(device.type, TOKENS_PER_PASS["cuda"])
+    return length_groups(lengths, price)
 
 
 def length_groups(lengths: Sequence[int], tokens_per_pass: int) -> list[list[int]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from sdft.batching import TOKENS_PER_PASS, length_groups
+from sdft.batching import groups_to_read
 from sdft.endings import Ending
 from sdft.growing_cache import growing_cache, joined
 from sdft.sharding import is_sharded
@@ -137,19 +137,15 @@ class Decoding:
     def _propose(self) -> None:
         """Choose the next draft of every active row."""
         share = DRAFT_BUDGET // len(self.active)
-        self._proposed = [
-            [] if self._rests(row) else self._continuation(row)[: min(share, self._limit(row))]
-            for row in self.active
-        ]
+        self._proposed = [self._proposal(row, share) for row in self.active]
         self._num_drafted = max(map(len, self._proposed))
 
-    def _rests(self, row: int) -> bool:
-        """Whether a row has no draft in this pass, because several have failed."""
-        self._rest[row] -= 1
-        return self._rest[row] >= 0
-
-    def _limit(self, row: int) -> int:
-        return min(self._reach[row], self._room(row) - 1)
+    def _proposal(self, row: int, longest: int) -> TokenIds:
+        """A row's next draft; none while it rests, because several have failed."""
+        if self._rest[row]:
+            self._rest[row] -= 1
+            return []
+        return self._continuation(row)[: min(longest, self._reach[row], self._room(row) - 1)]
 
     def _room(self, row: int) -> int:
         return self._max_new_tokens - len(self._completions[row])
@@ -171,9 +167,7 @@ class Decoding:
         """Prompts to read together: where lengths differ, padding would be most of the work."""
         if is_sharded(self._model) or not _can_drop_columns(self._cache):
             return [self.active]
-        lengths = [len(prompt) for prompt in self._prompts]
-        price = TOKENS_PER_PASS.get(self._device.type, TOKENS_PER_PASS["cuda"])
-        return length_groups(lengths, price)
+        return groups_to_read([len(prompt) for prompt in self._prompts], self._device)
 
     def _read_prompts(
         self, rows: Sequence[int], drafts: Mapping[int, TokenIds]

@@ -43,7 +43,8 @@ class GrowingLayer(DynamicLayer):
         old: Tensor = getattr(self, name)
         width = old.shape[2] + new.shape[2]
         buffer = self._buffers.get(name)
-        if buffer is None or width > buffer.shape[2] or not _begins(old, buffer):
+        begins = buffer is not None and old.data_ptr() == buffer.data_ptr()
+        if buffer is None or not begins or width > buffer.shape[2]:
             batch, heads, _, size = new.shape
             buffer = self._buffers[name] = new.new_empty(batch, heads, width + ROOM, size)
             buffer[:, :, : old.shape[2]] = old
@@ -89,10 +90,6 @@ def grouped_heads(device: torch.device) -> Iterator[None]:
         del os.environ[GROUPED_HEADS]
 
 
-def _begins(part: Tensor, buffer: Tensor) -> bool:
-    """Whether a tensor is the first columns of a buffer."""
-    return part.data_ptr() == buffer.data_ptr() and part.stride() == buffer.stride()
-
-
 def _widened(states: Tensor, width: int) -> Tensor:
+    """(B, H, L, D) padded on the left to (B, H, width, D)."""
     return F.pad(states, (0, 0, width - states.shape[2], 0))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sdft.batching import TOKENS_PER_PASS, length_groups
+from sdft.batching import groups_to_read
 from sdft.head import final_hidden_states
 from sdft.sharding import is_sharded
 from sdft.types import TokenIds
@@ -112,8 +112,7 @@ def _groups(model: PreTrainedModel, sequences: Sequence[TokenIds]) -> list[list[
     """Rows to read together; all of them where a pass is a collective that all ranks must join."""
     if is_sharded(model):
         return [list(range(len(sequences)))]
-    price = TOKENS_PER_PASS.get(model.device.type, TOKENS_PER_PASS["cuda"])
-    return length_groups([len(sequence) for sequence in sequences], price)
+    return groups_to_read([len(sequence) for sequence in sequences], model.device)
 
 
 def _padded(sequences: Sequence[TokenIds], group: Sequence[int]) -> Tensor:
