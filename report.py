@@ -21,9 +21,13 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument(
         "--output", type=Path, required=True, help="directory for report.html and the rest"
     )
+    parser.add_argument(
+        "--no_rows", action="store_true", help="leave out prompts, which are rows of the data"
+    )
     options = parser.parse_args(args)
     try:
-        page, *others = write_report(compare(map(read_run, options.runs)), options.output)
+        comparisons = compare(map(read_run, options.runs))
+        page, *others = write_report(comparisons, options.output, show_rows=not options.no_rows)
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
     sys.stdout.write(f"{page}\n" + "".join(f"  {path.name}\n" for path in others))

@@ -50,7 +50,7 @@ LEGEND_PLACE: dict[str, Any] = {
 DARKEST = 1.25
 """Value at the dark end of the colour map: above 1, so that a frame shows on a cell of 100 %."""
 TITLE_CHARACTERS = 64
-LABEL_CHARACTERS = 22
+LABEL_CHARACTERS = 30
 TICK_CHARACTERS = 16
 MIN_LABEL_GAP = 0.06
 """Least distance between two labels at line ends, as a share of the accuracy axis."""
@@ -143,7 +143,7 @@ def draw_curves(axes: Axes, tasks: Sequence[str], matrix: Tensor) -> None:
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.spines["bottom"].set_position(("outward", 8))  # resets the ticks: name them after it
-    _name_stages(axes, tasks)
+    name_stages(axes, tasks)
     axes.tick_params(colors=INK, color=FAINT)
     axes.grid(axis="y", color="#E6E6E6", lw=0.8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -270,7 +270,8 @@ def _cell(index: int, stage: int, **style: Any) -> Rectangle:
     return Rectangle((index - 0.5, stage - 0.5), 1, 1, clip_on=False, **style)
 
 
-def _name_stages(axes: Axes, tasks: Sequence[str]) -> None:
+def name_stages(axes: Axes, tasks: Sequence[str]) -> None:
+    """Name the points of an axis that counts the stages from 0, before training, to K."""
     names = ["before", *(shortened(task, TICK_CHARACTERS) for task in tasks)]
     axes.set_xticks(range(len(names)), names, **_slant(names))
 

@@ -33,6 +33,7 @@ def write_run(
     matrix: tuple[tuple[float | None, ...], ...] = MATRIX,
     tasks: tuple[str, ...] = TASKS,
     learning_rate: float = 1e-4,
+    teacher: str = "ema",
     parts: bool = False,
     answer: str = "Lima.",
 ) -> Path:
@@ -61,7 +62,7 @@ def write_run(
     config = {
         "seed_everything": seed,
         "run_dir": str(folder),
-        "model": {"init_args": {"learning_rate": learning_rate}},
+        "model": {"init_args": {"learning_rate": learning_rate, "teacher": teacher}},
         "trainer": {"default_root_dir": str(folder), "logger": [{"save_dir": str(folder)}]},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))

@@ -22,6 +22,9 @@ EXPERIMENTS = [
     (CONFIGS / "quickstart.yaml",),
     (CONFIGS / "smollm2" / "quickstart_longer.yaml",),
     (CONFIGS / "smollm2" / "three_public_tasks.yaml",),
+    tuple(
+        CONFIGS / "smollm2" / f"{name}.yaml" for name in ("small", "short_knowledge", "biographies")
+    ),
     *((CONFIGS / "paper" / "qwen7b.yaml", CONFIGS / "paper" / f"{name}.yaml") for name in PAPER),
     *((CONFIGS / "smollm2" / "small.yaml", CONFIGS / "smollm2" / f"{name}.yaml") for name in SMALL),
 ]
@@ -56,6 +59,7 @@ def dry_run(tmp_path, *configs, command="fit"):
             "tasks": tasks,
             "batch_size": 2,
             "epochs_per_stage": 1,
+            "examples_per_stage": None,
             "max_prompt_tokens": 30000,
         },
         "trainer": {"accelerator": "cpu"},

@@ -102,8 +102,8 @@ def test_fifty_runs_are_ten_groups(tmp_path):
     ]
     page, markdown, _ = made(tmp_path, *folders)
     assert page.text.startswith("SDFT report of 50 runs")
-    assert "SDFT #10" in page.text
-    assert "**SDFT \\#10**, seeds: 5" in markdown
+    assert "SDFT (learning_rate 9)" in page.text
+    assert "**SDFT \\(learning\\_rate 9\\)**, seeds: 5" in markdown
 
 
 def test_runs_of_two_sequences_have_a_section_and_figures_each(tmp_path):

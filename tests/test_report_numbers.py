@@ -66,8 +66,15 @@ def test_runs_of_a_method_are_one_group_whatever_their_seed_and_folder(tmp_path)
 
 def test_other_settings_are_another_group_and_say_in_what(tmp_path):
     (found,) = compare(runs(tmp_path, {}, {"learning_rate": 0.01}, {"method": "SFT"}))
-    assert [each.label for each in found.groups] == ["SDFT #1", "SDFT #2", "SFT"]
+    labels = ["SDFT (learning_rate 0.0001)", "SDFT (learning_rate 0.01)", "SFT"]
+    assert [each.label for each in found.groups] == labels
     assert found.groups[1].settings == {"model.init_args.learning_rate": "0.01"}
+
+
+def test_groups_that_no_single_option_tells_apart_are_numbered(tmp_path):
+    rates = ({}, {"learning_rate": 0.01}, {"learning_rate": 0.01, "teacher": "base"})
+    (found,) = compare(runs(tmp_path, *rates))
+    assert [each.label for each in found.groups] == ["SDFT #1", "SDFT #2", "SDFT #3"]
 
 
 def test_other_sequences_are_not_compared(tmp_path):

@@ -1,4 +1,4 @@
-"""The three figures of a comparison.
+"""The four figures of a comparison.
 
 Points and lines are named beside them; colours are those of :mod:`sdft.figures`.
 """
@@ -12,13 +12,13 @@ from functools import partial
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import PercentFormatter, ScalarFormatter
 
-from sdft.figures import COLOURS, FAINT, INK, draw_curves, label_points
+from sdft.figures import COLOURS, FAINT, INK, draw_curves, label_points, name_stages
 from sdft.report.groups import Comparison, Group
 from sdft.report.intervals import Estimate, pareto_front
 from sdft.report.panels import PANEL_HEIGHT, Chart, Panel
-from sdft.report.readings import RETENTION, capability, cell, common_suites
+from sdft.report.readings import RETENTION, GainScale, capability, cell, common_suites
 
 NAME_HEIGHT = 0.2
 """Inches that a name at the edge of a panel needs."""
@@ -42,6 +42,29 @@ def retention_chart(comparison: Comparison) -> Chart:
         "stage, where the large marker stands; bars are 95 % intervals over seeds."
     )
     return Chart("retention", caption, panels)
+
+
+def gain_chart(comparison: Comparison) -> Chart:
+    """A panel per task, a line per method: normalised gain over the stages (figure 3)."""
+    panels = []
+    for place, task in enumerate(comparison.tasks):
+        scale = GainScale.of(comparison, place)
+        stages = range(len(comparison.tasks) + 1)
+        lines = [
+            Line(index, group.label, {k: each for k in stages if (each := scale.gain(group, k))})
+            for index, group in enumerate(comparison.groups)
+            if scale
+        ]
+        if any(line.estimates for line in lines):
+            description = f"Normalised gain on {task} of {', '.join(each.name for each in lines)}"
+            draw = partial(_draw_gain, lines=lines, tasks=comparison.tasks, task=place)
+            panels.append(Panel(task, description, draw, _height(len(lines))))
+    caption = (
+        "Normalised gain over the stages (the paper's figure 3): 0 is the base model, 1 the best "
+        "mean any method reached on the task. The vertical line is the end of the task's own "
+        "stage; bars are 95 % intervals over seeds."
+    )
+    return Chart("gain", caption, panels)
 
 
 def capability_chart(comparison: Comparison) -> Chart:
@@ -73,10 +96,13 @@ def pass_at_k_chart(comparison: Comparison) -> Chart:
     """A panel per task, a line per method over k."""
     panels = []
     for task in comparison.tasks:
-        lines = [(group.label, _pass_at_k(group, task)) for group in comparison.groups]
-        known = [(index, *line) for index, line in enumerate(lines) if line[1]]
+        lines = [
+            Line(index, group.label, _pass_at_k(group, task))
+            for index, group in enumerate(comparison.groups)
+        ]
+        known = [line for line in lines if line.estimates]
         if known:
-            description = f"pass@k on {task} of {', '.join(name for _, name, _ in known)}"
+            description = f"pass@k on {task} of {', '.join(line.name for line in known)}"
             draw = partial(_draw_pass_at_k, lines=known)
             panels.append(Panel(task, description, draw, _height(len(known))))
     caption = (
@@ -88,6 +114,34 @@ def pass_at_k_chart(comparison: Comparison) -> Chart:
 
 def _height(num_names: int) -> float:
     return max(PANEL_HEIGHT, 1 + NAME_HEIGHT * num_names)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method's line: its place among the methods, its name, and what was measured at each x."""
+
+    index: int
+    name: str
+    estimates: dict[int, Estimate]
+
+    @property
+    def colour(self) -> str:
+        """The method's colour."""
+        return COLOURS[self.index % len(COLOURS)]
+
+    def draw(self, axes: Axes) -> None:
+        """Points, the line between them and their intervals."""
+        marker = MARKERS[self.index % len(MARKERS)]
+        heights = [each.mean for each in self.estimates.values()]
+        style = {"color": self.colour, "marker": marker, "ms": 5, "lw": 1.8}
+        axes.plot(list(self.estimates), heights, clip_on=False, **style)
+        for x, estimate in self.estimates.items():
+            _interval_bar(axes, x, estimate, self.colour)
+
+    def label(self) -> tuple[str, tuple[float, float], str]:
+        """Its name, its last point and its colour."""
+        last = max(self.estimates)
+        return self.name, (last, self.estimates[last].mean), self.colour
 
 
 @dataclass(frozen=True)
@@ -152,28 +206,37 @@ def _pass_at_k(group: Group, task: str) -> dict[int, Estimate]:
     return {k: estimate for k, estimate in estimates.items() if estimate}
 
 
-def _draw_pass_at_k(axes: Axes, lines: Sequence[tuple[int, str, dict[int, Estimate]]]) -> None:
+def _draw_gain(axes: Axes, lines: Sequence[Line], tasks: Sequence[str], task: int) -> None:
+    drawn = [line for line in lines if line.estimates]
+    _plain_axes(axes, "trained so far", "normalised gain")
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    lowest = min(each.mean for line in drawn for each in line.estimates.values())
+    axes.set_ylim(min(0, lowest), 1)
+    axes.set_xlim(-0.1, len(tasks) + 0.1)
+    name_stages(axes, tasks)
+    axes.axvline(task + 1, color=FAINT, lw=1, ls=":")
+    for line in drawn:
+        line.draw(axes)
+    label_points(axes, [line.label() for line in drawn], at=len(tasks) + 0.1 + 0.04 * len(tasks))
+
+
+def _draw_pass_at_k(axes: Axes, lines: Sequence[Line]) -> None:
     axes.set_xscale("log", base=2)
-    names = []
-    for index, name, by_k in lines:
-        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-        heights = [each.mean for each in by_k.values()]
-        axes.plot(list(by_k), heights, color=colour, marker=marker, ms=5, lw=1.8, clip_on=False)
-        for k, estimate in by_k.items():
-            _interval_bar(axes, k, estimate, colour)
-        names.append((name, (max(by_k), heights[-1]), colour))
-    ticks = sorted({k for _, _, by_k in lines for k in by_k})
+    _plain_axes(axes, "k", "pass@k")
+    for line in lines:
+        line.draw(axes)
+    ticks = sorted({k for line in lines for k in line.estimates})
     axes.set_xticks(ticks, [str(k) for k in ticks])
     axes.minorticks_off()
-    _plain_axes(axes, "k", "pass@k")
-    label_points(axes, names, at=1.6 * max(ticks))
+    label_points(axes, [line.label() for line in lines], at=1.6 * max(ticks))
 
 
 def _interval_bar(axes: Axes, x: float, estimate: Estimate | None, colour: str) -> None:
-    """The 95 % interval as a bar, cut at 0 and 1; nothing where there is none."""
+    """The 95 % interval as a bar, cut at the panel's edges; nothing where there is none."""
     if estimate and estimate.half_width:
-        low = max(estimate.mean - estimate.half_width, 0)
-        high = min(estimate.mean + estimate.half_width, 1)
+        bottom, top = axes.get_ylim()
+        low = max(estimate.mean - estimate.half_width, bottom)
+        high = min(estimate.mean + estimate.half_width, top)
         axes.plot([x, x], [low, high], color=colour, lw=1.2, alpha=0.7, clip_on=False, marker="_")
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from sdft.report.intervals import Estimate
 from sdft.report.runs import Run
+
+ABSENT = "not in its config.yaml"
+"""Stands for the value of an option that only other runs have."""
+
+LONGEST_VALUE = 24
+"""Characters of an option's value that a label may hold."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +20,8 @@ class Group:
     """The runs of one method with the same settings: they differ in the seed alone.
 
     Args:
-        label: The method's name, numbered where several settings share it.
+        label: The method's name; where several settings share it, with the option that tells them
+            apart, or else a number.
         runs: At least one.
         settings: The options in which it differs from other groups of its method.
     """
@@ -62,24 +68,31 @@ def _groups(runs: Sequence[Run]) -> list[Group]:
     by_settings: dict[tuple[str, frozenset[tuple[str, str]]], list[Run]] = {}
     for run in runs:
         by_settings.setdefault((run.method, frozenset(run.settings.items())), []).append(run)
-    shared = Counter(method for method, _ in by_settings)
-    number: Counter[str] = Counter()
     groups = []
     for (method, _), members in by_settings.items():
         _refuse_twice(members)
-        number[method] += 1
-        alone = shared[method] == 1
         others = [each[0] for each in by_settings.values() if each[0].method == method]
-        label = method if alone else f"{method} #{number[method]}"
+        label = _label(members[0], others)
         groups.append(Group(label, tuple(members), _differences(members[0], others)))
     return groups
+
+
+def _label(run: Run, others: Sequence[Run]) -> str:
+    """The method's name, and what tells the run from others of its method: a run per setting."""
+    if len(others) == 1:
+        return run.method
+    for name, value in _differences(run, others).items():
+        values = {other.settings.get(name, ABSENT) for other in others}
+        if len(values) == len(others) and max(map(len, values)) <= LONGEST_VALUE:
+            return f"{run.method} ({name.rpartition('.')[2]} {value})"
+    return f"{run.method} #{others.index(run) + 1}"
 
 
 def _differences(run: Run, others: Sequence[Run]) -> dict[str, str]:
     """The run's options that are not the same in all of the others."""
     names = dict.fromkeys(name for other in others for name in other.settings)
     return {
-        name: run.settings.get(name, "not in its config.yaml")
+        name: run.settings.get(name, ABSENT)
         for name in names
         if len({other.settings.get(name) for other in others}) > 1
     }

@@ -14,27 +14,39 @@ from markupsafe import Markup
 from sdft.files import write_bytes_atomically, write_text_atomically
 from sdft.metrics import DEFINITIONS
 from sdft.report.answers import prompts_of
-from sdft.report.charts import capability_chart, pass_at_k_chart, retention_chart
+from sdft.report.charts import capability_chart, gain_chart, pass_at_k_chart, retention_chart
 from sdft.report.groups import Comparison
 from sdft.report.inline_svg import inline_svg
 from sdft.report.missing import PARTS, absence, missing
 from sdft.report.panels import Chart, files_of, panel_svg
-from sdft.report.tables import capability_table, cost_table, matrix_table, retention_table
+from sdft.report.tables import (
+    capability_table,
+    cost_table,
+    gain_table,
+    matrix_table,
+    retention_table,
+)
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
 
 
-def write_report(comparisons: Sequence[Comparison], output: Path) -> list[Path]:
+CHARTS = (retention_chart, gain_chart, capability_chart, pass_at_k_chart)
+
+
+def write_report(
+    comparisons: Sequence[Comparison], output: Path, *, show_rows: bool = True
+) -> list[Path]:
     """Write ``report.html``, ``report.md`` and the figures.
 
     Args:
         comparisons: What to show, a section each.
         output: The directory to write to; files of an earlier report are replaced.
+        show_rows: Whether to show prompts, which are rows of the data, and answers to them.
 
     Returns:
         The files, the page first.
     """
-    sections = [_section(each, place) for place, each in enumerate(comparisons)]
+    sections = [_section(each, place, show_rows) for place, each in enumerate(comparisons)]
     runs = [run for each in comparisons for run in each.runs]
     content = {"sections": sections, "num_runs": len(runs), "definitions": DEFINITIONS}
     written = [output / "report.html", output / "report.md"]
@@ -64,9 +76,9 @@ def _environment(
     )
 
 
-def _section(comparison: Comparison, place: int) -> dict[str, Any]:
+def _section(comparison: Comparison, place: int, show_rows: bool) -> dict[str, Any]:
     """What the templates show of one comparison."""
-    charts = [draw(comparison) for draw in (retention_chart, capability_chart, pass_at_k_chart)]
+    charts = [draw(comparison) for draw in CHARTS]
     return {
         "comparison": comparison,
         "place": place,
@@ -74,10 +86,12 @@ def _section(comparison: Comparison, place: int) -> dict[str, Any]:
         "absence": {part: absence(comparison, part) for part in PARTS},
         "matrices": [matrix_table(group, comparison.tasks) for group in comparison.groups],
         "retention": retention_table(comparison),
+        "gain": gain_table(comparison),
         "capabilities": capability_table(comparison),
         "cost": cost_table(comparison),
         "charts": {chart.name: _drawn(chart, place) for chart in charts if chart.panels},
-        "prompts": prompts_of(comparison),
+        "show_rows": show_rows,
+        "prompts": prompts_of(comparison) if show_rows else (),
         "stages": ["before training", *(f"after {task}" for task in comparison.tasks)],
     }
 

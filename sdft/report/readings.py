@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, tensor
 
 from sdft.metrics import (
     accuracy_when_trained,
@@ -16,6 +17,7 @@ from sdft.metrics import (
     forward_transfer,
     last_measured_stage,
     learning_gain,
+    normalised_gain,
 )
 from sdft.report.groups import Comparison, Group
 from sdft.report.intervals import Estimate
@@ -61,6 +63,37 @@ RETENTION: dict[str, Reading] = {
 def cell(group: Group, stage: int, task: int) -> Estimate | None:
     """Mean of ``R[stage, task]`` over the group's seeds."""
     return group.mean(lambda run: known(run.matrix[stage, task]))
+
+
+@dataclass(frozen=True, slots=True)
+class GainScale:
+    """The scale on which a task's accuracy is 0 at the base model and 1 at the best (figure 3).
+
+    Args:
+        task: The task's place in the sequence.
+        base: Mean accuracy of all runs before training.
+        best: Highest mean over seeds of any method at any stage.
+    """
+
+    task: int
+    base: float
+    best: float
+
+    @classmethod
+    def of(cls, comparison: Comparison, task: int) -> GainScale | None:
+        """The scale of a task; None where no run has measured the base model."""
+        base = Estimate.of(known(run.matrix[0, task]) for run in comparison.runs)
+        stages = range(len(comparison.tasks) + 1)
+        means = [cell(group, stage, task) for group in comparison.groups for stage in stages]
+        best = max((each.mean for each in means if each), default=None)
+        return None if base is None or best is None else cls(task, base.mean, best)
+
+    def gain(self, group: Group, stage: int) -> Estimate | None:
+        """Mean of a method's normalised gain over its seeds; None where no method gained."""
+        base, best = tensor(self.base), tensor(self.best)
+        return group.mean(
+            lambda run: known(normalised_gain(run.matrix[stage, self.task], base, best))
+        )
 
 
 def common_suites(comparison: Comparison) -> list[str]:

@@ -8,7 +8,14 @@ from functools import partial
 
 from sdft.report.groups import Comparison, Group
 from sdft.report.intervals import Estimate
-from sdft.report.readings import RETENTION, capability, cell, common_suites, held_out_accuracy
+from sdft.report.readings import (
+    RETENTION,
+    GainScale,
+    capability,
+    cell,
+    common_suites,
+    held_out_accuracy,
+)
 from sdft.report.runs import Run
 
 NOT_MEASURED = "not measured"
@@ -62,6 +69,17 @@ def retention_table(comparison: Comparison) -> Table:
     return Table("means over tasks, %", list(RETENTION), rows)
 
 
+def gain_table(comparison: Comparison) -> Table:
+    """A row per method: normalised gain on every task after the last stage."""
+    scales = [GainScale.of(comparison, task) for task in range(len(comparison.tasks))]
+    last = len(comparison.tasks)
+    rows = [
+        (group.label, [plain(scale and scale.gain(group, last), group) for scale in scales])
+        for group in comparison.groups
+    ]
+    return Table("normalised gain", comparison.tasks, rows)
+
+
 def capability_table(comparison: Comparison) -> Table:
     """Accuracy on the suites of prior capabilities, before training and at the end."""
     suites = common_suites(comparison)
@@ -97,10 +115,15 @@ def cost_columns(comparison: Comparison) -> dict[str, Callable[[Run], float | No
         "operations / SFT": lambda run: _cost(run, "operations_vs_sft"),
         "peak memory, GiB": lambda run: _cost(run, "peak_memory_bytes", GIB),
     }
-    sft = Estimate.of(_cost(run, "seconds") for run in comparison.runs if run.method == "SFT")
+    sft = Estimate.of(_cost(run, "seconds") for run in comparison.runs if _is_plain_sft(run))
     if sft and sft.mean:
         columns["time / SFT"] = lambda run: _cost(run, "seconds", sft.mean)
     return columns
+
+
+def _is_plain_sft(run: Run) -> bool:
+    """Whether it is SFT without replay."""
+    return run.method == "SFT" and run.settings.get("data.replay_fraction", "0.0") in ("0", "0.0")
 
 
 def percent(
