@@ -8,36 +8,24 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 from transformers import PreTrainedTokenizerBase
 
-from datamodules.documents import DocumentTokenizer
 from datamodules.loaders import EvaluationLoader, Share, StageLoader
-from datamodules.tokenization import RowTokenizer
+from datamodules.reading import TaskReading, require_positive
 from sdft.checkpoints import ResumeError
-from sdft.prompting import TeacherTemplate, TeacherView
-from sdft.retrieval import check_choice, choose_examples
 from sdft.run_settings import differences
 from sdft.stages import Place, StagePlan
-from sdft.tasks import Task, TaskSpec, load_tasks
+from sdft.tasks import Task, TaskSpec
 from sdft.types import Demonstration, DemonstrationBatch
 
-READERS: dict[str, type[RowTokenizer]] = {
-    "demonstrations": RowTokenizer,
-    "documents": DocumentTokenizer,
-    "prompts": RowTokenizer,
-}
 
-
-class ContinualDataModule(L.LightningDataModule):
+class ContinualDataModule(TaskReading):
     """Several tasks, trained one after another and evaluated together.
 
     Args:
         tasks: The tasks in training order.
         tokenizer: The model's tokenizer; the command line takes it from the model.
-        train_on: What the method reads of training rows: demonstrations, documents (the rows'
-            contexts, raw) or prompts; the command line takes it from the model.
         batch_size: Prompts per optimizer step, over all processes together.
         epochs_per_stage: Passes over a task's training rows in its stage.
         examples_per_stage: Examples a stage draws instead of whole passes.
@@ -45,23 +33,12 @@ class ContinualDataModule(L.LightningDataModule):
             of its own; every earlier row is as likely as any other. Steps stay the same, batches
             grow.
         eval_batch_size: Prompts a process answers at a time in evaluation.
-        teacher_context: What the teacher is shown besides the prompt: demonstration, context (the
-            row's article alone) or both; a task may name its own.
-        num_demonstrations: Demonstrations the teacher is shown: the row's own, and before it
-            others of the task's training rows.
-        demonstration_choice: Which others: random, or retrieved (nearest by TF-IDF cosine).
-        teacher_template: How the teacher is shown these: a shipped template (dialogue,
-            dialogue_twice, dialogue_again, paper, paper_short) or the path of a .jinja file.
-        system_prompt: System message for prompts without one; null keeps the chat template's own.
-        max_prompt_tokens: Longest prompt, of student and teacher.
         min_agreement: Drop training rows whose demonstration the untrained model, with it in
             context, gives a lower mean probability per token (geometric, 0 to 1); 0 keeps all. What
             was dropped is in the run's dropped.json.
-        overlong: What happens to a row that is longer: error, or drop (reported).
-        evaluated_as: Whose prompts are answered in evaluation: student, or teacher, with the
-            article in the prompt (oracle RAG) or the demonstration (how good the teacher is).
-        data_seed: Seed of generated rows and of subsets, the same in all runs to be compared.
-        seed: Seed of the training order; follows seed_everything.
+        seed: Seed of the training order and of demonstrations shown at random; follows
+            seed_everything.
+        reading: How rows are read, as :class:`datamodules.reading.TaskReading` has it.
     """
 
     def __init__(
@@ -69,48 +46,24 @@ class ContinualDataModule(L.LightningDataModule):
         tasks: list[TaskSpec],
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
-        train_on: str = "demonstrations",
         batch_size: int = 32,
         epochs_per_stage: int = 1,
         examples_per_stage: int | None = None,
         replay_fraction: float = 0.0,
         eval_batch_size: int = 32,
-        teacher_context: str = "both",
-        num_demonstrations: int = 1,
-        demonstration_choice: str = "random",
-        teacher_template: str = "paper",
-        system_prompt: str | None = None,
-        max_prompt_tokens: int = 1024,
         min_agreement: float = 0.0,
-        overlong: str = "error",
-        evaluated_as: str = "student",
-        data_seed: int = 0,
         seed: int = 0,
+        **reading: Any,
     ) -> None:
-        super().__init__()
-        if tokenizer is None:
-            raise ValueError("data.tokenizer is missing; pass the model's tokenizer")
-        _require_positive(
+        require_positive(
             batch_size=batch_size,
             epochs_per_stage=epochs_per_stage,
             eval_batch_size=eval_batch_size,
-            max_prompt_tokens=max_prompt_tokens,
-            num_demonstrations=num_demonstrations,
             examples_per_stage=1 if examples_per_stage is None else examples_per_stage,
         )
         _check_shares(replay_fraction, min_agreement)
-        _check_prompts(tasks, train_on, replay_fraction)
-        self.train_on = train_on
-        self.reader = READERS[train_on](
-            tokenizer,
-            _views(tasks, TeacherTemplate.load(teacher_template), teacher_context),
-            system_prompt=system_prompt,
-            max_prompt_tokens=max_prompt_tokens,
-            overlong=overlong,
-            evaluated_as=evaluated_as,
-        )
-        self.tasks = tuple(map(self.reader.fitting, load_tasks(tasks, data_seed)))
-        self._show_examples(num_demonstrations - 1, demonstration_choice, seed)
+        _check_replay(tasks, replay_fraction)
+        super().__init__(tasks, tokenizer, seed=seed, **reading)
         self.eval_batch_size = eval_batch_size
         self.min_agreement = min_agreement
         self.plan = StagePlan(
@@ -169,11 +122,6 @@ class ContinualDataModule(L.LightningDataModule):
         num_examples = tuple(examples or rows * epochs for rows in num_rows)
         self.plan = replace(self.plan, num_rows=num_rows, num_examples=num_examples)
 
-    def score(self, completion: str, row: Demonstration) -> float:
-        """A completion's score by the rule of the row's task."""
-        scorers = {task.name: task.scorer for task in self.tasks}
-        return scorers[row.task](completion, row)
-
     def train_dataloader(self) -> StageLoader:
         """This process's part of the current stage's batches."""
         return StageLoader(self.plan, self.stage, self._share, self._train_batch)
@@ -194,18 +142,6 @@ class ContinualDataModule(L.LightningDataModule):
         """Batches are ragged token lists; tensors are made where a model reads them."""
         return batch
 
-    def _show_examples(self, num_examples: int, choice: str, seed: int) -> None:
-        """Show the teacher other rows too, after which a row may no longer fit."""
-        check_choice(choice)
-        if num_examples and self.train_on == "demonstrations":
-            self.reader = self.reader.showing(
-                {
-                    task.name: choose_examples(task.train, num_examples, choice, seed)
-                    for task in self.tasks
-                }
-            )
-            self.tasks = tuple(map(self.reader.fitting, self.tasks))
-
     @property
     def _share(self) -> Share:
         """All rows where no trainer runs several processes."""
@@ -221,12 +157,6 @@ class ContinualDataModule(L.LightningDataModule):
         )
 
 
-def _require_positive(**options: int) -> None:
-    for name, value in options.items():
-        if value < 1:
-            raise ValueError(f"data.{name} is {value}; it must be at least 1")
-
-
 def _check_shares(replay_fraction: float, min_agreement: float) -> None:
     if not 0.0 <= replay_fraction < math.inf:
         raise ValueError(f"data.replay_fraction is {replay_fraction}; it must be 0 or more")
@@ -234,26 +164,11 @@ def _check_shares(replay_fraction: float, min_agreement: float) -> None:
         raise ValueError(f"data.min_agreement is {min_agreement}; it must lie in [0, 1)")
 
 
-def _check_prompts(specs: Sequence[TaskSpec], train_on: str, replay_fraction: float) -> None:
-    """Refuse prompts without demonstrations where a method would imitate them."""
-    if train_on not in READERS:
-        raise ValueError(f"data.train_on is {train_on}; it must be one of {', '.join(READERS)}")
+def _check_replay(specs: Sequence[TaskSpec], replay_fraction: float) -> None:
+    """Refuse to mix rows with and without demonstrations in a batch."""
     for spec in specs:
-        if spec.prompts_only and train_on != "prompts":
-            raise ValueError(
-                f"task {spec.name!r} has prompts_only, and this method trains on {train_on}; take "
-                "prompts_only out, or use a method that needs none, such as ReinvokeModule"
-            )
         if spec.prompts_only and replay_fraction:
             raise ValueError(
                 f"task {spec.name!r} has prompts_only, and data.replay_fraction is "
                 f"{replay_fraction}: stages with and without demonstrations do not mix; set it to 0"
             )
-
-
-def _views(
-    specs: Sequence[TaskSpec], template: TeacherTemplate, teacher_context: str
-) -> dict[str, TeacherView]:
-    return {
-        spec.name: TeacherView(template, spec.teacher_context or teacher_context) for spec in specs
-    }

@@ -23,7 +23,7 @@ from sdft.losses import reduction_weights
 from sdft.micro_batches import hidden_states_in_parts
 from sdft.models import LoadedModel, load_model
 from sdft.optimizer import AdamW
-from sdft.packing import like_parameters, store_by_columns
+from sdft.packing import copy_out_of_files, like_parameters, store_by_columns
 from sdft.rollout import SamplingSettings
 from sdft.schedule import WarmupCosine
 from sdft.scoring import LossPositions
@@ -152,6 +152,7 @@ class ContinualModule(GreedyEvaluation):
             self._shard(self.device_mesh)
         elif self.trainer.strategy.root_device.type == "cpu":
             store_by_columns(self)
+            copy_out_of_files(self)
 
     def _shard(self, mesh: DeviceMesh) -> None:
         require(self.lora is None, "lora", self.lora, "null where weights are sharded; use ddp")

@@ -25,15 +25,20 @@ EXPECTED_ROWS = 8  # a hint for the kernel's choice of order; other sizes work a
 def store_by_columns(model: nn.Module) -> None:
     """Reorder the fp32 linear weights of a model on a processor; values and shapes stay.
 
-    Embeddings, and heads tied to them, keep their order, as does whatever is sharded. They are
-    copied all the same: one tensor left in the file that a model was read from keeps all of the
-    file in memory.
+    Embeddings, and heads tied to them, keep their order, as does whatever is sharded.
     """
     embeddings = {id(each.weight) for each in model.modules() if isinstance(each, nn.Embedding)}
     for layer in _linears(model):
         weight = layer.weight
         if _on_processor(weight) and id(weight) not in embeddings and not _by_columns(weight):
             weight.data = weight.data.t().contiguous().t()
+
+
+def copy_out_of_files(model: nn.Module) -> None:
+    """Copy the weights on a processor that :func:`store_by_columns` left where they were.
+
+    One tensor left in the file that a model was read from keeps all of the file in memory.
+    """
     for weight in model.parameters():
         if _on_processor(weight) and weight.is_contiguous():
             weight.data = weight.data.clone()

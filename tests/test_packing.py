@@ -6,7 +6,13 @@ from torch import nn
 
 from sdft.models import load_model, save_model
 from sdft.optimizer import AdamW
-from sdft.packing import can_pack, like_parameters, packed_linears, store_by_columns
+from sdft.packing import (
+    can_pack,
+    copy_out_of_files,
+    like_parameters,
+    packed_linears,
+    store_by_columns,
+)
 from sdft.rollout import STEPS_BEFORE_PACKING, RolloutRequest, SamplingSettings, sample
 
 
@@ -63,6 +69,7 @@ def test_no_weight_keeps_the_file_that_the_model_was_read_from(tiny, tmp_path):
     file = str(tmp_path / "model" / "model.safetensors")
     assert file in Path("/proc/self/maps").read_text()
     store_by_columns(model)
+    copy_out_of_files(model)
     assert file not in Path("/proc/self/maps").read_text()
 
 

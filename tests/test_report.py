@@ -41,7 +41,8 @@ def made(tmp_path, *folders):
 
 def test_one_run_makes_a_whole_report_and_says_what_it_lacks(tmp_path):
     page, markdown, output = made(tmp_path, write_run(tmp_path / "run"))
-    expected = {"report.html", "report.md", "retention.svg", "retention.png"}
+    figures = {f"{name}.{kind}" for name in ("retention", "gain") for kind in ("svg", "png")}
+    expected = {"report.html", "report.md", *figures}
     assert {path.name for path in output.iterdir()} == expected
     for text in (page.text, markdown.replace("\\", "")):
         assert "No run has prior capabilities" in text
@@ -59,7 +60,7 @@ def test_a_complete_report_has_every_part(tmp_path):
     seeds = [write_run(tmp_path / f"sdft-{seed}", seed=seed, parts=True) for seed in (1, 2)]
     seeds += [write_run(tmp_path / f"sft-{seed}", "SFT", seed, parts=True) for seed in (1, 2)]
     page, markdown, output = made(tmp_path, *seeds)
-    for name in ("retention", "capabilities", "pass_at_k"):
+    for name in ("retention", "gain", "capabilities", "pass_at_k"):
         assert (output / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert ElementTree.parse(output / f"{name}.svg").getroot().tag.endswith("svg")
         assert f"]({name}.svg)" in markdown
@@ -77,6 +78,16 @@ def test_the_page_needs_no_network_and_shares_no_id(tmp_path):
     for link in page.links:
         assert link.lstrip("#") in page.ids or (output / link).is_file()
     assert len(page.ids) == len(set(page.ids))
+
+
+def test_rows_of_the_data_can_be_left_out(tmp_path):
+    run = write_run(tmp_path / "run", parts=True)
+    report.main([str(run), "--output", str(tmp_path / "with")])
+    report.main([str(run), "--output", str(tmp_path / "without"), "--no_rows"])
+    for name in ("report.html", "report.md"):
+        assert "capital of Peru" in (tmp_path / "with" / name).read_text()
+        assert "Peru" not in (tmp_path / "without" / name).read_text()
+        assert "Left out, as asked for" in (tmp_path / "without" / name).read_text()
 
 
 def test_hostile_text_stays_text(tmp_path):
@@ -110,7 +121,8 @@ def test_runs_of_two_sequences_have_a_section_and_figures_each(tmp_path):
     other = write_run(tmp_path / "b", tasks=("two", "one"))
     page, _, output = made(tmp_path, write_run(tmp_path / "a"), other)
     assert page.tags.count("h2") == 3  # and the definitions
-    assert {path.name for path in output.glob("*.svg")} == {"retention.svg", "retention-2.svg"}
+    names = {path.stem for path in output.glob("*.svg")}
+    assert names == {"retention", "retention-2", "gain", "gain-2"}
 
 
 def test_what_some_runs_lack_is_said_by_name_and_never_drawn_as_zero(tmp_path):

@@ -1,12 +1,15 @@
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
 from sdft.report import compare, read_run
+from sdft.report.charts import gain_chart
 from sdft.report.intervals import Estimate, pareto_front, probability_within, student_quantile
 from sdft.report.missing import missing
-from sdft.report.readings import RETENTION, cell
+from sdft.report.readings import RETENTION, GainScale, cell
+from sdft.report.tables import cost_columns, gain_table
 from tests.report_runs import MATRIX, write_run
 
 
@@ -75,6 +78,44 @@ def test_groups_that_no_single_option_tells_apart_are_numbered(tmp_path):
     rates = ({}, {"learning_rate": 0.01}, {"learning_rate": 0.01, "teacher": "base"})
     (found,) = compare(runs(tmp_path, *rates))
     assert [each.label for each in found.groups] == ["SDFT #1", "SDFT #2", "SDFT #3"]
+
+
+def test_normalised_gain_is_one_at_the_best_mean_of_any_method(tmp_path):
+    better = ((0.0, 0.1), (0.4, 0.1), (0.4, 0.5))
+    methods = ({"seed": 1}, {"seed": 2}, {"method": "SFT", "matrix": better})
+    (found,) = compare(runs(tmp_path, *methods))
+    sdft, sft = found.groups
+    scale = GainScale.of(found, 0)
+    assert (scale.base, scale.best) == pytest.approx((0.0, 0.8))
+    assert scale.gain(sdft, 1).mean == pytest.approx(1.0)
+    assert scale.gain(sdft, 2).mean == pytest.approx(0.75)
+    assert scale.gain(sft, 2).mean == pytest.approx(0.5)
+    assert GainScale.of(found, 1).gain(sft, 2).mean == pytest.approx(0.5)
+    cells = dict(gain_table(found).rows)
+    assert [each.text for each in cells["SFT"]] == ["0.5", "0.5"]
+
+
+def test_no_gain_is_normalised_where_no_method_learned(tmp_path):
+    (found,) = compare(runs(tmp_path, {"matrix": ((0.5, 0.1), (0.4, 0.1), (0.3, 0.9))}))
+    assert GainScale.of(found, 0).gain(found.groups[0], 2) is None
+    assert [each.text for each in gain_table(found).rows[0][1]] == ["not measured", "1"]
+    assert [panel.title for panel in gain_chart(found).panels] == ["two"]
+
+
+def test_replay_is_not_the_sft_that_times_are_compared_with(tmp_path):
+    (found,) = compare(
+        [
+            replace(run, settings={"data.replay_fraction": fraction}, cost={"seconds": seconds})
+            for run, fraction, seconds in zip(
+                runs(tmp_path, {"method": "SFT"}, {"method": "SFT", "seed": 2}),
+                ("0.0", "0.25"),
+                (50.0, 75.0),
+                strict=True,
+            )
+        ]
+    )
+    ratio = cost_columns(found)["time / SFT"]
+    assert [ratio(run) for run in found.runs] == [1.0, 1.5]
 
 
 def test_other_sequences_are_not_compared(tmp_path):
