@@ -133,8 +133,10 @@ class Line:
         """Points, the line between them and their intervals."""
         marker = MARKERS[self.index % len(MARKERS)]
         heights = [each.mean for each in self.estimates.values()]
-        style = {"color": self.colour, "marker": marker, "ms": 5, "lw": 1.8}
-        axes.plot(list(self.estimates), heights, clip_on=False, **style)
+        axes.plot(
+            list(self.estimates), heights,
+            color=self.colour, marker=marker, ms=5, lw=1.8, clip_on=False,
+        )  # fmt: skip
         for x, estimate in self.estimates.items():
             _interval_bar(axes, x, estimate, self.colour)
 

@@ -74,7 +74,7 @@ def gain_table(comparison: Comparison) -> Table:
     scales = [GainScale.of(comparison, task) for task in range(len(comparison.tasks))]
     last = len(comparison.tasks)
     rows = [
-        (group.label, [plain(scale and scale.gain(group, last), group) for scale in scales])
+        (group.label, [plain(scale.gain(group, last) if scale else None, group) for scale in scales])
         for group in comparison.groups
     ]
     return Table("normalised gain", comparison.tasks, rows)
