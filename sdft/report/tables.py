@@ -73,10 +73,10 @@ def gain_table(comparison: Comparison) -> Table:
     """A row per method: normalised gain on every task after the last stage."""
     scales = [GainScale.of(comparison, task) for task in range(len(comparison.tasks))]
     last = len(comparison.tasks)
-    rows = [
-        (group.label, [plain(scale.gain(group, last) if scale else None, group) for scale in scales])
-        for group in comparison.groups
-    ]
+    rows = []
+    for group in comparison.groups:
+        gains = [scale.gain(group, last) if scale else None for scale in scales]
+        rows.append((group.label, [plain(each, group) for each in gains]))
     return Table("normalised gain", comparison.tasks, rows)
 
 
