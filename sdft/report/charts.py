@@ -178,9 +178,10 @@ def _draw_capability(axes: Axes, points: Sequence[Point], before: Estimate | Non
         colour = COLOURS[point.index % len(COLOURS)]
         marker = MARKERS[point.index % len(MARKERS)]
         axes.errorbar(
-            x, y, xerr=point.across.half_width, yerr=point.upward.half_width, color=colour,
-            marker=marker, ms=7, lw=1, capsize=2, clip_on=False,
+            x, y, xerr=point.across.half_width, yerr=point.upward.half_width,
+            fmt="none", color=colour, lw=1, capsize=2,
         )  # fmt: skip
+        axes.plot([x], [y], color=colour, marker=marker, ms=7, clip_on=False)
         names.append((point.name, (x, y), colour))
     if before:
         axes.axvline(before.mean, color=FAINT, lw=1, ls=":")
