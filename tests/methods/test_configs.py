@@ -36,8 +36,9 @@ def test_every_method_config_is_listed():
 def test_a_method_config_runs_behind_another(name, tmp_path, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     log = tmp_path / "log"
+    config = write_config(tmp_path, teacher_rate=0.02, reset_teacher=False)  # as the quickstart
     code = run(
-        "fit", f"--config={write_config(tmp_path)}", f"--config={CONFIGS}/methods/{name}.yaml",
+        "fit", f"--config={config}", f"--config={CONFIGS}/methods/{name}.yaml",
         f"--run_dir={tmp_path / 'run'}", *SHORT, *INSTEAD.get(name, ()), log=log,
     )  # fmt: skip
     assert code == 0, log.read_text()
