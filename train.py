@@ -31,11 +31,11 @@ from callbacks import (
 )
 from datamodules import ContinualDataModule, fit_sequence
 from lightning_modules import ContinualModule
-from sdft.checkpoints import ResumeError, read_summary
-from sdft.failures import explained
-from sdft.files import write_text_atomically
-from sdft.run_directory import named_checkpoint, settle_run
-from sdft.run_settings import differences, run_settings
+from sdft.runs.checkpoint_files import ResumeError, read_summary
+from sdft.runs.failures import explained
+from sdft.runs.files import write_text_atomically
+from sdft.runs.run_directory import named_checkpoint, settle_run
+from sdft.runs.run_settings import differences, run_settings
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -73,7 +73,7 @@ class ContinualCLI(LightningCLI):
         parser.add_lightning_class_args(StageExport, "export")
         parser.add_lightning_class_args(RolloutText, "rollouts")
         parser.add_lightning_class_args(SkippedSteps, "skipped")
-        parser.add_lightning_class_args(OpeningRates, "openings")
+        parser.add_lightning_class_args(OpeningRates, "preambles")
         parser.add_lightning_class_args(InContextCheck, "in_context")
         parser.add_lightning_class_args(DriftTracker, "drift")
         for name in ("tokenizer", "train_on"):

@@ -200,7 +200,7 @@ def write_config(folder: Path) -> Path:
         }
         for k in range(NUM_STAGES)
     ]  # fmt: skip
-    model = {"pretrained": "tiny-random", "max_completion_tokens": 6, "learning_rate": 1e-2}
+    model = {"pretrained": "tiny-random", "max_new_tokens": 6, "learning_rate": 1e-2}
     config = {
         "seed_everything": 1,
         "model": {"class_path": "lightning_modules.SDFTModule", "init_args": model},

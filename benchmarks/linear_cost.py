@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from stepping import works
 from stepping.sides import compare, ours
 
-from sdft.figures import COLOURS
+from sdft.evaluation.figures import COLOURS
 
 LENGTHS = (16, 32, 64, 128, 256, 512, 1024)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)

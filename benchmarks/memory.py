@@ -4,7 +4,7 @@
 
 Three ways from the same hidden states to the same gradients:
 
-- ours: `sdft.objective.distillation_loss`;
+- ours: `sdft.loss.distillation.distillation_loss`;
 - naive: project all rows, log_softmax both, `kl_div`, sum, backward;
 - trl: TRL's own full-vocabulary loss on projected logits, in TRL's interpreter where one is given.
 
@@ -38,9 +38,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
-from sdft.head import VocabularyHead
-from sdft.losses import make_divergence
-from sdft.objective import distillation_loss
+from sdft.loss.distillation import distillation_loss
+from sdft.loss.divergence_registry import make_divergence
+from sdft.model.head import VocabularyHead
 
 VOCABULARIES = (32_768, 49_152, 152_064, 262_144)
 QUICK_VOCABULARIES = (49_152,)

@@ -29,11 +29,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sdft.head import VocabularyHead
-from sdft.losses import make_divergence, reduction_weights
-from sdft.models import LoadedModel, load_model, save_model
-from sdft.objective import distillation_loss
-from sdft.scoring import LossPositions, completion_hidden_states
+from sdft.loss.distillation import distillation_loss
+from sdft.loss.divergence_registry import make_divergence
+from sdft.loss.hidden_states import LossPositions, completion_hidden_states
+from sdft.loss.reductions import reduction_weights
+from sdft.model.head import VocabularyHead
+from sdft.model.pretrained import LoadedModel, load_model, save_model
 
 TRL_SCRIPT = Path(__file__).parent / "peers" / "trl_loss.py"
 INSTALL = "python3.11 -m venv .venv-trl && .venv-trl/bin/pip install torch==2.13.0 trl==1.16.0 peft"

@@ -44,8 +44,8 @@ from stepping.bench import Bench, Figures, header, worst
 from stepping.decoding import decode_ratio
 from stepping.sides import ours
 
-from sdft.engines.in_place import computes_in_bfloat16
-from sdft.models import load_model
+from sdft.model.pretrained import load_model
+from sdft.rollout.in_place import computes_in_bfloat16
 
 SNIPS, CLINC = "small_snips_json", "small_clinc_domain"
 QUICKSTART_DATA = {"teacher_template": "dialogue_again", "system_prompt": ""}
@@ -167,7 +167,7 @@ def decoding(bench: Bench) -> dict[str, float]:
         )["input_ids"]
         for each in work.rows[: works.BATCH_SIZE]
     ]
-    ratios = decode_ratio(loaded, prompts, work.max_completion_tokens, bench.num_pairs)
+    ratios = decode_ratio(loaded, prompts, work.max_new_tokens, bench.num_pairs)
     print(f"greedy decoding, generate over ours: {ratios}")
     return {"decode_vs_generate": round(ratios["cpu_ratio"], 3)}
 

@@ -5,7 +5,7 @@
 A random model of some 36 million parameters takes two optimizer steps of the distillation loss, on
 one process, replicated (DDP) and in shards (FSDP2). The resident set is read before the model is
 built, after the second step, when gradient and optimizer state are held, and inside of a rollout's
-`whole_weights`. Processors only: what counts are the tensors, which a GPU holds alike.
+`gathered_weights`. Processors only: what counts are the tensors, which a GPU holds alike.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch import Tensor, distributed, multiprocessing, nn
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sdft.head import VocabularyHead
-from sdft.losses import make_divergence
-from sdft.objective import distillation_loss
-from sdft.scoring import LossPositions, completion_hidden_states
-from sdft.sharding import shard, whole_weights
-from sdft.teacher import make_teacher
+from sdft.loss.distillation import distillation_loss
+from sdft.loss.divergence_registry import make_divergence
+from sdft.loss.hidden_states import LossPositions, completion_hidden_states
+from sdft.model.head import VocabularyHead
+from sdft.model.sharding import gathered_weights, shard
+from sdft.model.teacher import make_teacher
 
 PROMPTS, COMPLETIONS = [[5, 6, 7], [8, 9, 10]], [[11, 12, 13], [14, 15, 16]]
 FLOAT = 4
@@ -90,7 +90,7 @@ def measure(rank: int, num_ranks: int, strategy: str, teacher: str, folder: str)
         optimizer.step()
         step.teacher.follow(step.student, 1)
     held = resident() - before
-    with whole_weights(step.student) if strategy == "fsdp2" else nullcontext():
+    with gathered_weights(step.student) if strategy == "fsdp2" else nullcontext():
         in_rollout = resident() - before
     if rank == 0:
         found = [each / step.num_parameters for each in (held, in_rollout)]

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import yaml
 
-from sdft.models import LoadedModel, load_model
-from sdft.prompting import TeacherTemplate, shipped_templates, student_messages
-from sdft.rollout import RolloutRequest, SamplingSettings, sample
-from sdft.task_spec import TaskSpec
-from sdft.tasks import Task, load_task
+from sdft.model.pretrained import LoadedModel, load_model
+from sdft.rollout.in_place import sample
+from sdft.rollout.request import RolloutRequest, SamplingSettings
+from sdft.tasks.prompting import TeacherTemplate, shipped_templates, student_messages
+from sdft.tasks.task_spec import TaskSpec
+from sdft.tasks.tasks import Task, load_task
 from sdft.types import Demonstration, Message
 
 TASKS = ("routing", "tool_call", "new_facts")

@@ -1,19 +1,19 @@
 """Observers of a run: what it keeps, what it can do, what it costs, what it leaves behind."""
 
-from callbacks.answers import AnswerLog
-from callbacks.capabilities import CapabilityTracker
-from callbacks.checkpointing import AtomicCheckpointIO, SettingsRecord, StageCheckpoint
-from callbacks.cost import CostTracker
-from callbacks.drift import DriftTracker
+from callbacks.answer_log import AnswerLog
+from callbacks.capability_tracker import CapabilityTracker
+from callbacks.cost_tracker import CostTracker
+from callbacks.drift_tracker import DriftTracker
 from callbacks.export import StageExport
 from callbacks.in_context import InContextCheck
 from callbacks.interruption import StopOnSignal
-from callbacks.openings import OpeningRates
+from callbacks.nonfinite_steps import SkippedSteps
 from callbacks.pass_at_k import PassAtK
+from callbacks.preamble_rates import OpeningRates
 from callbacks.progress import StageProgressBar
-from callbacks.retention import RetentionTracker
-from callbacks.rollouts import RolloutText
-from callbacks.skipped import SkippedSteps
+from callbacks.retention_tracker import RetentionTracker
+from callbacks.rollout_text import RolloutText
+from callbacks.stage_checkpoint import AtomicCheckpointIO, SettingsRecord, StageCheckpoint
 
 __all__ = [
     "AnswerLog",

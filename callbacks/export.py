@@ -6,8 +6,8 @@ from pathlib import Path
 
 import lightning as L
 
-from sdft.models import save_model
-from sdft.sharding import whole_state
+from sdft.model.pretrained import save_model
+from sdft.model.sharding import gathered_state
 
 
 class StageExport(L.Callback):
@@ -28,7 +28,7 @@ class StageExport(L.Callback):
         plan, stage = trainer.datamodule.plan, trainer.datamodule.stage
         if not self.enabled or trainer.global_step != plan.first_step(stage + 1):
             return
-        state = whole_state(pl_module.student)  # all ranks take part
+        state = gathered_state(pl_module.student)  # all ranks take part
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir) / "exports"
             target = folder / f"stage-{stage + 1}-{plan.tasks[stage]}"

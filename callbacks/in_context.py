@@ -9,13 +9,15 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 
-from callbacks.stage_records import publish
-from sdft.head import VocabularyHead
-from sdft.probes import kl_and_entropy
-from sdft.rollout import RolloutRequest, evaluation_mode, sample
-from sdft.scoring import LossPositions
-from sdft.tasks import Task
-from sdft.teacher import Teacher
+from callbacks.stage_recorder import publish
+from sdft.loss.hidden_states import LossPositions
+from sdft.loss.probes import kl_and_entropy
+from sdft.model.head import VocabularyHead
+from sdft.model.modes import evaluation_mode
+from sdft.model.teacher import Teacher
+from sdft.rollout.in_place import sample
+from sdft.rollout.request import RolloutRequest
+from sdft.tasks.tasks import Task
 from sdft.types import DemonstrationBatch, Rollout
 
 DEFINITIONS = {

@@ -13,7 +13,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from callbacks.checkpointing import StageCheckpoint, at_stage_end
+from callbacks.stage_checkpoint import StageCheckpoint, at_stage_end
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 REQUEUEING = signal.SIGUSR1  # sent by SLURM shortly before a job's time is over

@@ -9,11 +9,11 @@ from typing import Any
 import lightning as L
 from tqdm import tqdm
 
-from sdft.files import write_json_atomically
-from sdft.metrics import mean_pass_at_k, powers_of_two
-from sdft.rollout import RolloutRequest, SamplingSettings
-from sdft.sharding import from_all_ranks, whole_weights
-from sdft.stages import mix_seed
+from sdft.evaluation.metrics import mean_pass_at_k, powers_of_two
+from sdft.model.sharding import from_all_ranks, gathered_weights
+from sdft.rollout.request import RolloutRequest, SamplingSettings
+from sdft.runs.files import write_json_atomically
+from sdft.seeds import mix_seed
 from sdft.types import Demonstration, EvaluationBatch, TokenIds
 
 PASS_AT_K = 2  # tells the seeds of these samples from those of rollouts and dropout
@@ -64,7 +64,7 @@ class PassAtK(L.Callback):
             for batch, row, prompt in list(_rows(loader))[: self.num_rows]
         ]
         num_correct: dict[str, dict[str, int]] = {}
-        with trainer.precision_plugin.test_step_context(), whole_weights(pl_module.student):
+        with trainer.precision_plugin.test_step_context(), gathered_weights(pl_module.student):
             for batch, row, prompt in tqdm(rows, "Sampling for pass@k", unit=" rows"):
                 right = sum(
                     batch.scorer(answer, row) == 1.0

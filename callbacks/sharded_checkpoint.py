@@ -8,7 +8,7 @@ from pathlib import Path
 
 import lightning as L
 
-from sdft.shard_checksums import write_shard_checksums
+from sdft.runs.checkpoint_files import write_shard_checksums
 
 SLOTS = (".last-a", ".last-b")
 

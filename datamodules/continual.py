@@ -12,11 +12,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.loaders import EvaluationLoader, Share, StageLoader
-from datamodules.reading import TaskReading, require_positive
-from sdft.checkpoints import ResumeError
-from sdft.run_settings import differences
+from datamodules.row_options import TaskReading, require_positive
+from sdft.runs.checkpoint_files import ResumeError
+from sdft.runs.run_settings import differences
 from sdft.stages import Place, StagePlan
-from sdft.tasks import Task, TaskSpec
+from sdft.tasks.tasks import Task, TaskSpec
 from sdft.types import Demonstration, DemonstrationBatch
 
 
@@ -38,7 +38,7 @@ class ContinualDataModule(TaskReading):
             was dropped is in the run's dropped.json.
         seed: Seed of the training order and of demonstrations shown at random; follows
             seed_everything.
-        reading: How rows are read, as :class:`datamodules.reading.TaskReading` has it.
+        reading: How rows are read, as :class:`datamodules.row_options.TaskReading` has it.
     """
 
     def __init__(
@@ -126,9 +126,9 @@ class ContinualDataModule(TaskReading):
         """This process's part of the current stage's batches."""
         return StageLoader(self.plan, self.stage, self._share, self._train_batch)
 
-    def _train_batch(self, places: Sequence[Place], num_lent: int) -> DemonstrationBatch:
+    def _train_batch(self, places: Sequence[Place], num_padding_rows: int) -> DemonstrationBatch:
         rows = [self.tasks[task].train[row] for task, row in places]
-        return self.reader.train_batch(rows, num_lent)
+        return self.reader.train_batch(rows, num_padding_rows)
 
     def val_dataloader(self) -> list[EvaluationLoader]:
         """One loader per task, in training order."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from datamodules.tokenization import RowTokenizer
-from sdft.tasks import Task
+from sdft.tasks.tasks import Task
 from sdft.types import Demonstration, DemonstrationBatch
 
 
@@ -39,12 +39,14 @@ class DocumentTokenizer(RowTokenizer):
             ),
         )
 
-    def train_batch(self, rows: Sequence[Demonstration], num_lent: int = 0) -> DemonstrationBatch:
+    def train_batch(
+        self, rows: Sequence[Demonstration], num_padding_rows: int = 0
+    ) -> DemonstrationBatch:
         """Collate documents: every token bears loss, behind one that begins a text."""
         begin = self._tokenizer.bos_token_id
         prompts = [[self._end_id if begin is None else begin]] * len(rows)
         documents = [self._encoder.encode(row.context) for row in rows]
-        return DemonstrationBatch(tuple(rows), prompts, prompts, documents, num_lent)
+        return DemonstrationBatch(tuple(rows), prompts, prompts, documents, num_padding_rows)
 
     def _pieces(self, document: str) -> Iterator[str]:
         """The document in texts of at most ``max_prompt_tokens`` tokens."""

@@ -10,9 +10,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from datamodules.continual import ContinualDataModule
-from sdft.agreement import agreement
-from sdft.files import write_json_atomically
-from sdft.tasks import Task
+from sdft.loss.probes import agreement
+from sdft.runs.files import write_json_atomically
+from sdft.tasks.tasks import Task
 
 logger = logging.getLogger(__name__)
 

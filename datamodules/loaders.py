@@ -29,8 +29,8 @@ class Share:
         passes; where a batch does not go round, the last ones repeat a row that is another's.
         """
         own = places[self.rank :: self.num_ranks]
-        num_lent = -(-len(places) // self.num_ranks) - len(own)
-        return own + places[:num_lent], num_lent
+        num_padding_rows = -(-len(places) // self.num_ranks) - len(own)
+        return own + places[:num_padding_rows], num_padding_rows
 
     def of_rows(self, rows: Sequence[Demonstration]) -> Sequence[Demonstration]:
         """This process's rows of an evaluation, maybe none: no row is answered twice."""

@@ -14,7 +14,7 @@ import lightning as L
 
 from datamodules.continual import ContinualDataModule
 from datamodules.filtering import drop_disagreeing
-from sdft.checkpoints import ResumeError, read_counters
+from sdft.runs.checkpoint_files import ResumeError, read_counters
 from sdft.stages import StagePlan
 
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
-from sdft.encoding import Encoder
-from sdft.prompting import TeacherView, student_messages
-from sdft.tasks import Task
+from sdft.tasks.encoding import Encoder
+from sdft.tasks.prompting import TeacherView, student_messages
+from sdft.tasks.tasks import Task
 from sdft.types import Demonstration, DemonstrationBatch, EvaluationBatch, TokenIds
 
 logger = logging.getLogger(__name__)
@@ -87,14 +87,16 @@ class RowTokenizer:
         as_teacher = self._evaluated_as == "teacher"
         return self.teacher_prompt(row) if as_teacher else self.student_prompt(row)
 
-    def train_batch(self, rows: Sequence[Demonstration], num_lent: int = 0) -> DemonstrationBatch:
-        """Collate training rows, the last ``num_lent`` of which bear no loss."""
+    def train_batch(
+        self, rows: Sequence[Demonstration], num_padding_rows: int = 0
+    ) -> DemonstrationBatch:
+        """Collate training rows, the last ``num_padding_rows`` of which bear no loss."""
         return DemonstrationBatch(
             rows=tuple(rows),
             student_prompts=[self.student_prompt(row) for row in rows],
             teacher_prompts=[self.teacher_prompt(row) for row in rows],
             demonstrations=[self.demonstration(row) for row in rows],
-            num_lent=num_lent,
+            num_padding_rows=num_padding_rows,
         )
 
     def evaluation_batch(self, task: Task, rows: Sequence[Demonstration]) -> EvaluationBatch:

@@ -12,23 +12,21 @@ from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
-from lightning_modules.evaluation import GreedyEvaluation
+from lightning_modules.greedy_evaluation import GreedyEvaluation
 from lightning_modules.options import require, require_above, require_at_least
-from sdft.cost import LapClock
-from sdft.engines import make_engine
-from sdft.gradients import gradients_are_finite
-from sdft.head import VocabularyHead
-from sdft.lora import LoRA, backbone_state, digest, trained_parameters
-from sdft.losses import reduction_weights
-from sdft.micro_batches import hidden_states_in_parts
-from sdft.models import LoadedModel, load_model
-from sdft.optimizer import AdamW
-from sdft.packing import copy_out_of_files, like_parameters, store_by_columns
-from sdft.rollout import SamplingSettings
-from sdft.schedule import WarmupCosine
-from sdft.scoring import LossPositions
-from sdft.sharding import shard
-from sdft.stages import StagePlan, mix_seed
+from sdft.evaluation.cost import LapClock
+from sdft.loss.hidden_states import LossPositions, hidden_states_in_parts
+from sdft.loss.reductions import reduction_weights
+from sdft.model.cpu_layout import AdamW, copy_out_of_files, like_parameters, store_by_columns
+from sdft.model.head import VocabularyHead
+from sdft.model.lora import LoRA, backbone_state, digest, trained_parameters
+from sdft.model.optimizer import WarmupCosine, gradients_are_finite
+from sdft.model.pretrained import LoadedModel, load_model
+from sdft.model.sharding import shard
+from sdft.rollout.engine_registry import make_engine
+from sdft.rollout.request import SamplingSettings
+from sdft.seeds import mix_seed
+from sdft.stages import StagePlan
 from sdft.types import DemonstrationBatch, Rollout, TokenIds
 
 DROPOUT = 1  # tells the seed of dropout from that of the rollouts
@@ -46,7 +44,7 @@ class ContinualModule(GreedyEvaluation):
         learning_rate: Peak learning rate of every stage.
         weight_decay: AdamW's decoupled weight decay.
         warmup_steps: Optimizer steps of linear warm-up at the start of every stage.
-        max_completion_tokens: Longest completion in rollouts and in evaluation.
+        max_new_tokens: Longest completion in rollouts and in evaluation.
         stop_strings: Completions end, in rollouts and in evaluation, with the token that completes
             one of these texts; null for none.
         rollout_engine: What computes completions, in rollouts and in evaluation: in_place (the
@@ -66,7 +64,7 @@ class ContinualModule(GreedyEvaluation):
 
     method_name = "none"
     train_on = "demonstrations"  # what it reads of training rows: these, documents or prompts
-    reduction: str  # what the loss averages over, one of sdft.losses.REDUCTIONS
+    reduction: str  # what the loss averages over, one of sdft.loss.reductions.REDUCTIONS
 
     def __init__(
         self,
@@ -75,7 +73,7 @@ class ContinualModule(GreedyEvaluation):
         learning_rate: float = 1e-5,
         weight_decay: float = 0.0,
         warmup_steps: int = 10,
-        max_completion_tokens: int = 1024,
+        max_new_tokens: int = 1024,
         stop_strings: list[str] | None = None,
         rollout_engine: str = "in_place",
         rollout_engine_options: dict[str, Any] | None = None,
@@ -98,14 +96,14 @@ class ContinualModule(GreedyEvaluation):
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup_steps = warmup_steps
         self.greedy = SamplingSettings(
-            max_completion_tokens, temperature=0.0, stop_strings=tuple(stop_strings or ())
+            max_new_tokens, temperature=0.0, stop_strings=tuple(stop_strings or ())
         )
         self.rollout_engine = make_engine(rollout_engine, **(rollout_engine_options or {}))
         self.seed = seed
         self.last_rollout: Rollout | None = None  # of the last training step, for callbacks
         self.clock = LapClock()  # seconds of its phases, for callbacks
         self.step_skipped = False  # whether it moved nothing, for callbacks
-        self._num_lent = 0  # of the batch in training
+        self._num_padding_rows = 0  # of the batch in training
 
     def _take_on(self, loaded: LoadedModel, activation_checkpointing: bool) -> None:
         """Hold the model as the student."""
@@ -191,7 +189,7 @@ class ContinualModule(GreedyEvaluation):
             rows: (N,) the sequence of this rank that each token belongs to.
             num_sequences: Sequences of this rank.
         """
-        num_own = num_sequences - self._num_lent
+        num_own = num_sequences - self._num_padding_rows
         own = rows < num_own
         totals, num_ranks = torch.tensor([int(own.sum()), num_own], device=self.device), 1
         if distributed.is_available() and distributed.is_initialized():
@@ -249,7 +247,7 @@ class ContinualModule(GreedyEvaluation):
 
     def on_train_batch_start(self, batch: DemonstrationBatch, *_: Any) -> None:
         """Start the clock; make dropout's noise a function of the counters, as the rollouts' is."""
-        self._num_lent = batch.num_lent
+        self._num_padding_rows = batch.num_padding_rows
         self.clock.start(self.device)
         parts = (self.trainer.global_step, self.trainer.global_rank, DROPOUT)
         torch.manual_seed(mix_seed(self.seed, *parts))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_modules.sft import SFTModule
-from sdft.objective import token_logprobs
-from sdft.scoring import LossPositions
+from sdft.loss.distillation import token_logprobs
+from sdft.loss.hidden_states import LossPositions
 
 
 class DFTModule(SFTModule):

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from lightning_modules.options import require, require_above
 from lightning_modules.sft import SFTModule
-from sdft.losses import make_divergence
-from sdft.objective import distillation_loss
-from sdft.scoring import LossPositions
-from sdft.teacher import make_teacher
+from sdft.loss.distillation import distillation_loss
+from sdft.loss.divergence_registry import make_divergence
+from sdft.loss.hidden_states import LossPositions
+from sdft.model.teacher import make_teacher
 from sdft.types import DemonstrationBatch
 
 DIRECTIONS = ("reverse_kl", "forward_kl")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_modules.sdft import SDFTModule
 from lightning_modules.sft import SFTModule
-from sdft.scoring import LossPositions
+from sdft.loss.hidden_states import LossPositions
 from sdft.types import DemonstrationBatch, Rollout
 
 

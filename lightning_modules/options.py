@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from sdft.divergences import Divergence
-from sdft.losses import DIVERGENCES, REDUCTIONS, make_divergence
-from sdft.rollout import SamplingSettings
+from sdft.loss.divergence_registry import DIVERGENCES, make_divergence
+from sdft.loss.divergences import Divergence
+from sdft.loss.reductions import REDUCTIONS
+from sdft.rollout.request import SamplingSettings
 
 
 def require(holds: bool, name: str, value: object, expected: str) -> None:
@@ -47,7 +48,7 @@ def checked_divergence(
     """The divergence of a module's options.
 
     Args:
-        name: One of :data:`sdft.losses.DIVERGENCES`.
+        name: One of :data:`sdft.loss.divergence_registry.DIVERGENCES`.
         options: The divergence's own.
         sampling: Of the rollouts: it must not rule the objective's mathematics out.
         importance_clip: Largest importance weight; None for none.

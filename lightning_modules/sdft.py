@@ -16,13 +16,13 @@ from lightning_modules.options import (
     require_above,
     require_at_least,
 )
-from sdft.lora import digest
-from sdft.losses import effective_sample_size, importance_weights
-from sdft.objective import distillation_loss, token_logprobs
-from sdft.openings import Openings
-from sdft.rollout import RolloutRequest
-from sdft.scoring import LossPositions
-from sdft.separate_teacher import make_any_teacher
+from sdft.loss.distillation import distillation_loss, token_logprobs
+from sdft.loss.hidden_states import LossPositions
+from sdft.loss.preambles import Preambles
+from sdft.loss.reductions import effective_sample_size, importance_weights
+from sdft.model.lora import digest
+from sdft.model.separate_teacher import make_any_teacher
+from sdft.rollout.request import RolloutRequest
 from sdft.types import DemonstrationBatch, Rollout
 
 
@@ -49,10 +49,10 @@ class SDFTModule(ContinualModule):
         distillation_temperature: Divides both models' logits in the divergence.
         reduction: What the loss averages over: sequence_mean (tokens of a completion, then
             completions; the paper's code) or token_mean (all completion tokens of the batch).
-        num_loss_tokens_to_skip: First completion tokens without loss, so that the student does
+        num_masked_tokens: First completion tokens without loss, so that the student does
             not pick up openings such as "Based on the text" (the paper: 3). Under
             rao_blackwellised they still pass the score of what follows them.
-        opening_phrases_to_skip: A completion that begins with one of these phrases carries no
+        masked_preambles: A completion that begins with one of these phrases carries no
             loss up to the phrase's end, whatever its case; the longer of the two masks holds.
         teacher: Whose weights teach: ema, an average that follows the student (the paper's
             choice); stage_start, the student as the stage began; base, the model before any
@@ -85,8 +85,8 @@ class SDFTModule(ContinualModule):
         divergence_options: dict[str, Any] | None = None,
         distillation_temperature: float = 1.0,
         reduction: str = "sequence_mean",
-        num_loss_tokens_to_skip: int = 0,
-        opening_phrases_to_skip: list[str] | None = None,
+        num_masked_tokens: int = 0,
+        masked_preambles: list[str] | None = None,
         teacher: str = "ema",
         teacher_pretrained: str | None = None,
         teacher_rate: float | None = None,
@@ -101,12 +101,12 @@ class SDFTModule(ContinualModule):
         **base: Any,
     ) -> None:
         super().__init__(**base)
-        require_at_least(0, num_loss_tokens_to_skip=num_loss_tokens_to_skip)
+        require_at_least(0, num_masked_tokens=num_masked_tokens)
         require_above(0, distillation_temperature=distillation_temperature)
         self.reduction = checked_reduction(reduction)
         self.distillation_temperature = distillation_temperature
-        self.num_loss_tokens_to_skip = num_loss_tokens_to_skip
-        self.skipped_openings = Openings(opening_phrases_to_skip or [], self.tokenizer)
+        self.num_masked_tokens = num_masked_tokens
+        self.preambles_to_mask = Preambles(masked_preambles or [], self.tokenizer)
         drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
         self.sampling = replace(self.greedy, **drawn)
         self.importance_clip = importance_clip
@@ -207,8 +207,8 @@ class SDFTModule(ContinualModule):
 
     def early_mask(self, rollout: Rollout) -> list[int]:
         """First tokens of each completion that carry no loss."""
-        in_phrases = self.skipped_openings.num_tokens(rollout.completions)
-        return [max(number, self.num_loss_tokens_to_skip) for number in in_phrases]
+        in_phrases = self.preambles_to_mask.num_tokens(rollout.completions)
+        return [max(number, self.num_masked_tokens) for number in in_phrases]
 
     @torch.no_grad()
     def score_teacher(

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lightning_modules.base import ContinualModule
 from lightning_modules.options import checked_reduction
-from sdft.objective import cross_entropy_loss
-from sdft.scoring import LossPositions
+from sdft.loss.distillation import cross_entropy_loss
+from sdft.loss.hidden_states import LossPositions
 from sdft.types import DemonstrationBatch, TokenIds
 
 

@@ -14,8 +14,8 @@ from lightning_modules.base import ContinualModule
 from lightning_modules.options import require
 from lightning_modules.sdft import SDFTModule
 from lightning_modules.sft import SFTModule
-from sdft.rollout import RolloutRequest, SamplingSettings
-from sdft.stages import mix_seed
+from sdft.rollout.request import RolloutRequest, SamplingSettings
+from sdft.seeds import mix_seed
 from sdft.types import DemonstrationBatch, Rollout, TokenIds
 
 TEACHER_SAMPLE = 2  # sampling noise apart from the rollouts' and from the watched openings'

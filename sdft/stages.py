@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-REPLAY = 1  # tells the draws of replayed rows from those of a stage's own
+from sdft.seeds import mix_seed
 
+REPLAY = 1  # tells the draws of replayed rows from those of a stage's own
 Place = tuple[int, int]
 """A training row: the index of its task, and its own among the task's training rows."""
 
@@ -89,17 +90,3 @@ class StagePlan:
                 num_rows, generator=torch.Generator().manual_seed(seed)
             ).tolist()
         return order[:num_drawn]
-
-
-def mix_seed(*parts: int) -> int:
-    """One 63-bit seed from several counters, so that no two purposes share a random stream.
-
-    Args:
-        parts: Integers such as (seed, stage, step).
-    """
-    mixed = 0x9E3779B97F4A7C15
-    for part in parts:
-        mixed = (mixed ^ (part & 0xFFFFFFFFFFFFFFFF)) & 0xFFFFFFFFFFFFFFFF
-        mixed = (mixed * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF  # multiply, then fold
-        mixed ^= mixed >> 31
-    return mixed & 0x7FFFFFFFFFFFFFFF

@@ -2,7 +2,7 @@
 
 Dimensions: B rows in a batch, T completion positions, V vocabulary entries, N loss-bearing
 positions of a batch. Token ids stay ragged lists until a model reads them, so no padding
-convention leaks out of :mod:`sdft.rollout` and :mod:`sdft.scoring`.
+convention leaks out of :mod:`sdft.model.modes` and :mod:`sdft.loss.hidden_states`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class DemonstrationBatch:
             alone where there is none.
         demonstrations: B token-id lists: the demonstration as the assistant's turn, with its
             end-of-turn token.
-        num_lent: Rows at the end that belong to another rank's batch: they are run, so that all
+        num_padding_rows: Rows at the end that belong to another rank's batch: they are run, so that all
             ranks do the same, and bear no loss.
     """
 
@@ -65,7 +65,7 @@ class DemonstrationBatch:
     student_prompts: Sequence[TokenIds]
     teacher_prompts: Sequence[TokenIds]
     demonstrations: Sequence[TokenIds]
-    num_lent: int = 0
+    num_padding_rows: int = 0
 
     def __len__(self) -> int:
         """Number of rows B."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdft.models import LoadedModel, load_model
+from sdft.model.pretrained import LoadedModel, load_model
 from sdft.types import Demonstration
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

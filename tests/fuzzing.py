@@ -1,6 +1,6 @@
 """What reads untrusted text, each with arbitrary input and what must hold of its output.
 
-``tests/test_fuzz.py`` runs a few cases of each, ``benchmarks/fuzz.py`` as many as asked for.
+``tests/command_line/test_fuzz.py`` runs a few cases of each, ``benchmarks/fuzz.py`` as many as asked for.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sdft.encoding import Encoder
-from sdft.hub import check_columns, kept_indices, rows_from_dataset
-from sdft.json_text import first_object
-from sdft.openings import Openings
-from sdft.prompting import TeacherTemplate, TeacherView, shipped_templates
-from sdft.retrieval import choose_examples
-from sdft.rows import read_rows
-from sdft.scorers import SCORERS
-from sdft.task_spec import TaskSpec
-from sdft.tiny import SPECIAL_TOKENS, byte_tokenizer
-from sdft.tool_calls import parse_call
+from sdft.loss.preambles import Preambles
+from sdft.model.tiny_model import SPECIAL_TOKENS, byte_tokenizer
+from sdft.scorers.json_objects import first_object
+from sdft.scorers.scorer_registry import SCORERS
+from sdft.scorers.tool_calls import parse_call
+from sdft.tasks.encoding import Encoder
+from sdft.tasks.hub import check_columns, kept_indices, rows_from_dataset
+from sdft.tasks.prompting import TeacherTemplate, TeacherView, shipped_templates
+from sdft.tasks.retrieval import choose_examples
+from sdft.tasks.rows import read_rows
+from sdft.tasks.task_spec import TaskSpec
 from sdft.types import Demonstration
-from tests.test_scorers import make_row
+from tests.scorers.test_scorers import make_row
 
 SECONDS_PER_CASE = 60  # far more than any case takes on a busy machine; a hang takes for ever
 
@@ -253,7 +253,7 @@ def check_encoding(text: str) -> None:
 def check_openings(given: tuple[list[str], list[int]]) -> None:
     phrases, completion = given
     with suppress(ValueError):
-        (number,) = Openings(phrases, TOKENIZER).num_tokens([completion])
+        (number,) = Preambles(phrases, TOKENIZER).num_tokens([completion])
         assert 0 <= number <= len(completion)
 
 

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import nn
 
-from sdft.head import VocabularyHead
-from sdft.objective import distillation_loss
+from sdft.loss.distillation import distillation_loss
+from sdft.model.head import VocabularyHead
 
 VARIANTS = (
     ("forward_kl", {}),

@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from sdft.stages import StagePlan, mix_seed
+from sdft.seeds import mix_seed
+from sdft.stages import StagePlan
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def make_trainer(folder: Path, alpha: float, num_skipped: int) -> SDFTTrainer:
         distillation_mode="full_logits",
         distillation_alpha=alpha,
         distillation_is_clip=None,
-        num_loss_tokens_to_skip=num_skipped,
+        num_masked_tokens=num_skipped,
         num_generations=1,
         temperature=1.0,
         teacher_model_kind="base",

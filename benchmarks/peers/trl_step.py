@@ -100,7 +100,7 @@ def settings(job: dict[str, Any], end_id: int) -> SDFTConfig:
         output_dir=job["folder"],
         max_steps=job["num_steps"],
         per_device_train_batch_size=job["batch_size"],
-        max_completion_length=job["max_completion_tokens"],
+        max_completion_length=job["max_new_tokens"],
         generation_kwargs={"suppress_tokens": [end_id]} if job["forced"] else None,
         teacher_prompt_template=job["peer_template"],
         model_init_kwargs={"dtype": "float32"},

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from sdft.engines.generate import neutral_generation_config
-from sdft.models import LoadedModel
-from sdft.packing import store_by_columns
-from sdft.rollout import RolloutRequest, SamplingSettings, sample
+from sdft.model.cpu_layout import store_by_columns
+from sdft.model.pretrained import LoadedModel
+from sdft.rollout.generate import neutral_generation_config
+from sdft.rollout.in_place import sample
+from sdft.rollout.request import RolloutRequest, SamplingSettings
 from sdft.types import TokenIds
 
 

@@ -21,7 +21,7 @@ from stepping.pace import Pace
 import lightning_modules
 from callbacks import CostTracker
 from datamodules import ContinualDataModule
-from sdft.task_spec import TaskSpec
+from sdft.tasks.task_spec import TaskSpec
 from sdft.types import DemonstrationBatch
 
 
@@ -65,7 +65,7 @@ def main() -> None:
     torch.set_num_threads(job["threads"])
     module = getattr(lightning_modules, job["method"])(
         pretrained=job["model"],
-        max_completion_tokens=job["max_completion_tokens"],
+        max_new_tokens=job["max_new_tokens"],
         **job["module_options"],
     )
     if job["forced"]:

@@ -12,9 +12,9 @@ from typing import Any
 
 from stepping.random_models import Shape, number, text, write_random_model
 
-from sdft.models import load_model, save_model
-from sdft.prompting import TeacherTemplate
+from sdft.model.pretrained import load_model, save_model
 from sdft.stages import StagePlan
+from sdft.tasks.prompting import TeacherTemplate
 from sdft.types import Demonstration, Message
 
 BATCH_SIZE = 8
@@ -35,7 +35,7 @@ class Work:
         title: Its line in the table.
         model: A transformers directory.
         rows: At least as many as all steps read.
-        max_completion_tokens: Longest completion.
+        max_new_tokens: Longest completion.
         forced: Whether no completion may end before.
         equal_tokens: Whether both sides must have read and written as many tokens.
         batch_size: Rows of a step.
@@ -46,7 +46,7 @@ class Work:
     title: str
     model: Path
     rows: Sequence[Row]
-    max_completion_tokens: int
+    max_new_tokens: int
     forced: bool = False
     equal_tokens: bool = True
     batch_size: int = BATCH_SIZE
@@ -154,7 +154,7 @@ def write_job(folder: Path, work: Work, num_steps: int, threads: int) -> dict[st
         "peer_template": peer_template(),
         "batch_size": work.batch_size,
         "num_steps": num_steps,
-        "max_completion_tokens": work.max_completion_tokens,
+        "max_new_tokens": work.max_new_tokens,
         "max_prompt_tokens": 4096,
         "forced": work.forced,
         "threads": threads,

@@ -1,6 +1,6 @@
 """The four figures of a comparison.
 
-Points and lines are named beside them; colours are those of :mod:`sdft.figures`.
+Points and lines are named beside them; colours are those of :mod:`sdft.evaluation.figures`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter, ScalarFormatter
 
-from sdft.figures import COLOURS, FAINT, INK, draw_curves, label_points, name_stages
+from sdft.evaluation.figures import COLOURS, FAINT, INK, draw_curves, label_points, name_stages
 from sdft.report.groups import Comparison, Group
 from sdft.report.intervals import Estimate, pareto_front
 from sdft.report.panels import PANEL_HEIGHT, Chart, Panel

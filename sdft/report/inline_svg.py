@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from sdft.figures import COLOURS, FAINT, INK
+from sdft.evaluation.figures import COLOURS, FAINT, INK
 from sdft.report.charts import GRID
 
 THEME = {

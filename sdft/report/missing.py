@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sdft.metrics import last_measured_stage
+from sdft.evaluation.metrics import last_measured_stage
 from sdft.report.groups import Comparison
 from sdft.report.readings import capability, common_suites
 from sdft.report.runs import Run

@@ -11,9 +11,8 @@ from jinja2 import PackageLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
 
-from sdft.files import write_bytes_atomically, write_text_atomically
-from sdft.metrics import DEFINITIONS
-from sdft.report.answers import prompts_of
+from sdft.evaluation.metrics import DEFINITIONS
+from sdft.report.answer_table import prompts_of
 from sdft.report.charts import capability_chart, gain_chart, pass_at_k_chart, retention_chart
 from sdft.report.groups import Comparison
 from sdft.report.inline_svg import inline_svg
@@ -26,6 +25,7 @@ from sdft.report.tables import (
     matrix_table,
     retention_table,
 )
+from sdft.runs.files import write_bytes_atomically, write_text_atomically
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
 

@@ -15,7 +15,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sdft.figures import TITLE_STYLE
+from sdft.evaluation.figures import TITLE_STYLE
 
 PANEL_WIDTH, PANEL_HEIGHT = 4.8, 3.7
 COLUMNS = 3

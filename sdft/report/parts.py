@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdft.jsonl import read_records
-from sdft.report.reading import amount, of_kind, read_json, share, text
+from sdft.report.file_values import amount, of_kind, read_json, share, text
+from sdft.runs.jsonl import read_records
 
 Shares = dict[str, float | None]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, tensor
 
-from sdft.metrics import (
+from sdft.evaluation.metrics import (
     accuracy_when_trained,
     average_accuracy,
     backward_transfer,
@@ -57,7 +57,7 @@ RETENTION: dict[str, Reading] = {
     "forward transfer": at_the_end(forward_transfer),
     "average accuracy on test rows": average_test_accuracy,
 }
-"""Means over a run's tasks, as :mod:`sdft.metrics` defines them."""
+"""Means over a run's tasks, as :mod:`sdft.evaluation.metrics` defines them."""
 
 
 def cell(group: Group, stage: int, task: int) -> Estimate | None:

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from sdft.evaluation.retention_record import StageRow, matrix_from_rows
+from sdft.report.file_values import CONTROL, of_kind, read_json, read_yaml, text
 from sdft.report.parts import OPTIONAL_PARTS, Shares, StageAnswer, shares
-from sdft.report.reading import CONTROL, of_kind, read_json, read_yaml, text
-from sdft.retention_record import StageRow, matrix_from_rows
 
 PATHS = ("trainer.default_root_dir",)
 """Options that say where a run lies, and nothing about what it does."""

@@ -1,0 +1,144 @@
+"""What a model could do before it was trained, and whether it still can."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+
+from sdft.evaluation.capabilities.capability_record import (
+    CapabilityRow,
+    capability_record,
+    capability_row,
+)
+from sdft.evaluation.capabilities.suites import Suite, get_suite
+from sdft.model.sharding import gathered_weights
+from sdft.runs.files import write_json_atomically
+
+PRIOR = ("hellaswag", "truthfulqa_mc1", "mmlu", "ifeval", "winogrande")
+
+
+class CapabilityTracker(L.Callback):
+    """Measures general benchmarks before training and after each stage.
+
+    They run through lm-evaluation-harness (``requirements-evaluation.txt``) on the weights in
+    memory. The rows go to ``capabilities.json`` and to TensorBoard, where x is the number of
+    stages done; checkpoints hold them, so a resumed run goes on from them. Random states and
+    modes stay as they were, so a run with and one without it train the same weights. With several
+    processes each of them measures everything.
+
+    Args:
+        suites: Any of hellaswag, truthfulqa_mc1, mmlu, ifeval, winogrande, humaneval, arc_easy and
+            arc_challenge; null for the first five, which run no code.
+        folder: Local rows, in ``<folder>/suite_<name>/test.jsonl``; null takes the harness's own
+            tasks with their rows from the Hugging Face hub.
+        num_rows: Rows of each suite (with the hub's MMLU: of each subject); null for all.
+        batch_size: Requests read or answered at a time.
+        max_generated_tokens: Longest answer where a suite allows longer ones (IFEval 1280); null
+            leaves it to the suite.
+        every_stage: Measure after each stage; off, before training and after the last stage alone.
+        run_code: Let humaneval run functions that the model wrote, in a sandbox without network.
+
+    Raises:
+        ValueError: An option is out of range, a suite is unknown or a local row is not usable.
+        FileNotFoundError: A suite has no local rows.
+    """
+
+    def __init__(
+        self,
+        suites: list[str] | None = None,
+        folder: str | None = None,
+        num_rows: int | None = None,
+        batch_size: int = 16,
+        max_generated_tokens: int | None = None,
+        every_stage: bool = True,
+        run_code: bool = False,
+    ) -> None:
+        _check_positive(
+            num_rows=num_rows, batch_size=batch_size, max_generated_tokens=max_generated_tokens
+        )
+        self.suites = [get_suite(name) for name in (PRIOR if suites is None else suites)]
+        _check_code(self.suites, run_code)
+        self.source = "the Hugging Face hub" if folder is None else folder
+        self.num_rows = num_rows
+        self.every_stage = every_stage
+        self.limits = {"batch_size": batch_size, "max_generated_tokens": max_generated_tokens}
+        self.rows: list[CapabilityRow] = []
+        self._tasks = _load_tasks(self.suites, folder, num_rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows measured so far."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint's rows."""
+        self.rows = list(state_dict["rows"])
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add the row, replacing it and all later ones if it was measured before."""
+        stage = trainer.datamodule.num_stages_done
+        if trainer.state.fn != TrainerFn.VALIDATING or stage is None:
+            return
+        tasks = trainer.datamodule.plan.tasks
+        if 0 < stage < len(tasks) and not self.every_stage:
+            return
+        row = capability_row(
+            tasks,
+            stage,
+            trainer.global_step,
+            self.suites,
+            self._measure(trainer, pl_module),
+        )
+        self.rows = [earlier for earlier in self.rows if earlier["stage"] < stage] + [row]
+        if trainer.is_global_zero:
+            self._publish(trainer, row)
+
+    def _measure(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
+        from sdft.evaluation.capabilities.harness import Subject, measure
+
+        subject = Subject(
+            module.student,
+            module.student_head,
+            module.tokenizer,
+            module.rollout_engine,
+            module.end_ids,
+        )
+        with trainer.precision_plugin.val_step_context(), gathered_weights(module.student):
+            return measure(self._tasks, self.suites, subject, num_rows=self.num_rows, **self.limits)
+
+    def _publish(self, trainer: L.Trainer, row: CapabilityRow) -> None:
+        record = capability_record(self.suites, self.source, self.num_rows, self.rows)
+        write_json_atomically(Path(trainer.default_root_dir) / "capabilities.json", record)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                for name, value in {**row["scores"], "average": row["average"]}.items():
+                    logger.experiment.add_scalar(f"capability/{name}", value, row["stage"])
+
+
+def _load_tasks(suites: list[Suite], folder: str | None, num_rows: int | None) -> dict[str, Any]:
+    try:
+        from sdft.evaluation.capabilities.harness import load_tasks
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"CapabilityTracker needs lm-evaluation-harness ({error}); install it with "
+            "`pip install -r requirements-evaluation.txt`, or leave the callback out"
+        ) from error
+    return load_tasks(suites, None if folder is None else Path(folder), num_rows)
+
+
+def _check_code(suites: list[Suite], run_code: bool) -> None:
+    for suite in suites:
+        if suite.runs_code and not run_code:
+            raise ValueError(
+                f"the suite {suite.name} runs code that the model wrote, in a sandbox; allow it "
+                "with run_code: true, or leave the suite out"
+            )
+
+
+def _check_positive(**options: int | None) -> None:
+    for name, value in options.items():
+        if value is not None and value < 1:
+            raise ValueError(f"CapabilityTracker's {name} is {value}; it must be at least 1")

@@ -1,0 +1,118 @@
+"""How far the student moves from the base model, and how it answers, stage by stage."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+
+from callbacks.stage_recorder import publish
+from sdft.loss.hidden_states import LossPositions
+from sdft.loss.probes import kl_and_entropy
+from sdft.model.modes import evaluation_mode
+from sdft.model.teacher import Teacher, make_teacher
+from sdft.rollout.request import RolloutRequest
+from sdft.seeds import mix_seed
+from sdft.types import TokenIds
+
+DRIFT_STREAM = 2  # sampling noise apart from the rollouts' and the teacher's
+
+DEFINITIONS = {
+    "kl_student_base": "KL(student || base) in nats, mean over the tokens of the student's own "
+    "sampled completions; the base model reads the same prompt and tokens.",
+    "entropy": "Entropy of the student's next-token distribution in nats, mean over the same "
+    "tokens.",
+    "completion_length": "Mean number of tokens of these completions.",
+}
+
+
+class DriftTracker(L.Callback):
+    """Samples from the student before training and after each stage, on fixed prompts.
+
+    The prompts are every task's first validation rows; the noise is the same at every stage.
+    Results go to ``drift.json`` and to TensorBoard, where x is the number of stages done. Where all
+    weights are trained this holds a frozen copy of the base model; where adapters are, the base is
+    the backbone with its adapters off.
+
+    Args:
+        num_prompts: Prompts of each task; 0 for off, without a copy.
+
+    Raises:
+        ValueError: ``num_prompts`` is negative.
+    """
+
+    def __init__(self, num_prompts: int = 0) -> None:
+        if num_prompts < 0:
+            raise ValueError(f"drift.num_prompts is {num_prompts}; it must be 0 or more")
+        self.num_prompts = num_prompts
+        self.rows: list[dict[str, Any]] = []
+        self._base: Teacher | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint's rows."""
+        self.rows = list(state_dict["rows"])
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Hold on to the base model, before any training and before a checkpoint is read."""
+        if self.num_prompts and self._base is None:
+            self._base = make_teacher(pl_module.student, "base")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add the row, replacing it and all later ones if it was measured before."""
+        data = trainer.datamodule
+        stage = data.num_stages_done
+        if self._base is None or stage is None or trainer.state.fn != TrainerFn.VALIDATING:
+            return
+        found = {}
+        for task in data.tasks:
+            batch = data.reader.evaluation_batch(task, task.validation[: self.num_prompts])
+            found[task.name] = measure(pl_module, self._base, batch.prompts)
+        row = {"stage": stage, "after": data.plan.tasks[stage - 1] if stage else None}
+        row |= {"global_step": trainer.global_step, "tasks": found}
+        self.rows = [earlier for earlier in self.rows if earlier["stage"] < stage] + [row]
+        record = {"method": pl_module.method_name, "model": pl_module.model_name}
+        record |= {"rows": self.rows, "definitions": DEFINITIONS}
+        scalars = {
+            f"drift/{name}/{task}": numbers[name]
+            for task, numbers in found.items()
+            for name in DEFINITIONS
+        }
+        publish(trainer, "drift.json", record, scalars, num_stages_done=stage)
+
+
+@torch.no_grad()
+def measure(module: Any, base: Teacher, prompts: list[TokenIds]) -> dict[str, float]:
+    """The numbers of :data:`DEFINITIONS` on some prompts.
+
+    Args:
+        module: A method, with its student.
+        base: Its model before any training.
+        prompts: B token-id lists.
+    """
+    request = RolloutRequest(
+        prompts,
+        replace(module.greedy, temperature=1.0),
+        module.end_ids,
+        seeds=[mix_seed(module.seed, 0, place, DRIFT_STREAM) for place in range(len(prompts))],
+        decode=module.tokenizer.decode,
+    )
+    completions = module.rollout_engine(module.student, request).completions
+    positions = LossPositions.of(completions, device=module.device)
+    with evaluation_mode(module.student):
+        hidden = module.hidden_states(module.student, prompts, completions, positions)
+    with base.to(module.device).scoring(module.student) as model:
+        base_hidden = module.hidden_states(model, prompts, completions, positions)
+    base_head = base.head(module.student_head)
+    kl, entropy = kl_and_entropy(hidden, module.student_head, base_hidden, base_head)
+    return {
+        "kl_student_base": kl.mean().item(),
+        "entropy": entropy.mean().item(),
+        "completion_length": len(positions) / len(prompts),
+    }

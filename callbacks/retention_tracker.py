@@ -1,0 +1,188 @@
+"""Watches what is kept and what is forgotten while a sequence of tasks is learned."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import lightning as L
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from sdft.evaluation.figures import accuracy_heatmap, forgetting_curves, png_bytes, retention_figure
+from sdft.evaluation.retention_record import (
+    HeldOutScores,
+    RetentionRecord,
+    StageRow,
+    format_matrix,
+    matrix_from_rows,
+    retention_record,
+    rounded,
+    stage_row,
+)
+from sdft.runs.files import write_bytes_atomically, write_json_atomically
+from sdft.stages import StagePlan
+
+
+@runtime_checkable
+class SequencedData(Protocol):
+    """What the tracker reads of the data module.
+
+    ``num_stages_done`` is the number of complete stages while a sequence is being evaluated, and
+    None when someone validates or tests outside of one.
+    """
+
+    plan: StagePlan
+    num_stages_done: int | None
+
+
+@runtime_checkable
+class NamedMethod(Protocol):
+    """What the tracker reads of the module."""
+
+    method_name: str
+    model_name: str
+
+
+class RetentionTracker(L.Callback):
+    """Collects every task's accuracy before training and after each stage.
+
+    Each evaluation of the sequence (``trainer.validate``) adds a row to the accuracy matrix. The
+    rows go to ``retention.json`` and ``retention.png`` in the trainer's ``default_root_dir`` and
+    to TensorBoard, where x is the number of stages done. Test accuracies join ``retention.json``.
+    Checkpoints hold the rows: a resumed run goes on from them, never from the files. Evaluations
+    outside a sequence are left alone, so they cannot overwrite a run's results.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[StageRow] = []
+        self.test: HeldOutScores | None = None
+        self._tasks: tuple[str, ...] = ()
+        self._log_dirs_with_layout: set[str] = set()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows measured so far."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint's rows."""
+        self.rows = list(state_dict["rows"])
+        self.test = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Check that there is a sequence to watch (``stage`` is Lightning's: fit, validate, …)."""
+        if not isinstance(trainer.datamodule, SequencedData):
+            raise TypeError(
+                "RetentionTracker needs a data module with plan and num_stages_done, such as "
+                f"ContinualDataModule, got {type(trainer.datamodule).__name__}"
+            )
+        if not isinstance(pl_module, NamedMethod):
+            raise TypeError(
+                f"RetentionTracker needs method_name and model_name on {type(pl_module).__name__}"
+            )
+        self._tasks = trainer.datamodule.plan.tasks
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add the row, replacing it and all later ones if it was measured before."""
+        stage = trainer.datamodule.num_stages_done
+        if trainer.state.fn != TrainerFn.VALIDATING or stage is None:
+            return
+        accuracy = self._published(trainer, "accuracy")
+        row = stage_row(self._tasks, stage, trainer.global_step, accuracy)
+        self.rows = [earlier for earlier in self.rows if earlier["stage"] < stage] + [row]
+        self.test = None
+        self._record(pl_module)  # on every rank, so that wrong rows end all of them
+        if trainer.is_global_zero:
+            self._publish(trainer, pl_module)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add the accuracies on the test rows to ``retention.json``."""
+        if trainer.datamodule.num_stages_done is None:
+            return
+        accuracy = self._published(trainer, "test_accuracy")
+        self.test = {
+            "accuracy": {task: rounded(accuracy[task]) for task in self._tasks},
+            "global_step": trainer.global_step,
+        }
+        if trainer.is_global_zero:
+            write_json_atomically(_json_path(trainer), self._record(pl_module))
+
+    def table(self) -> str:
+        """The accuracy matrix as text, with the test rows once they were scored."""
+        return format_matrix(self._tasks, self.rows, self.test)
+
+    def _published(self, trainer: L.Trainer, prefix: str) -> dict[str, float | None]:
+        """What the module logged as ``<prefix>/<task>``; None for tasks it did not score."""
+        logged = {task: trainer.callback_metrics.get(f"{prefix}/{task}") for task in self._tasks}
+        if all(value is None for value in logged.values()):
+            raise ValueError(
+                f"the module logged {prefix}/<task> for none of {list(self._tasks)}; log it in "
+                f"on_{'test' if prefix.startswith('test') else 'validation'}_epoch_end"
+            )
+        return {task: None if value is None else float(value) for task, value in logged.items()}
+
+    def _record(self, module: NamedMethod, num_rows: int | None = None) -> RetentionRecord:
+        rows = self.rows[:num_rows]
+        return retention_record(module.method_name, module.model_name, self._tasks, rows, self.test)
+
+    def _publish(self, trainer: L.Trainer, module: NamedMethod) -> None:
+        path = _json_path(trainer)
+        # A run directory without the file has seen none of the rows that a checkpoint brought.
+        first = len(self.rows) - 1 if path.exists() else 0
+        matrix = matrix_from_rows(self._tasks, self.rows)
+        title = f"{module.method_name}, {module.model_name}"
+        figure = png_bytes(retention_figure(self._tasks, matrix, title))
+        write_json_atomically(path, self._record(module))
+        write_bytes_atomically(path.with_suffix(".png"), figure)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                self._write_layout(logger)
+                for num_rows in range(first + 1, len(self.rows) + 1):
+                    _write_scalars(logger.experiment, self._record(module, num_rows))
+                self._write_figures(logger.experiment, matrix)
+                logger.experiment.flush()
+
+    def _write_layout(self, logger: TensorBoardLogger) -> None:
+        """Once for a log directory: charts that overlay all tasks."""
+        if logger.log_dir in self._log_dirs_with_layout:
+            return
+        self._log_dirs_with_layout.add(logger.log_dir)
+        charts = {"accuracy": ["Multiline", [_pattern("accuracy", task) for task in self._tasks]]}
+        if forgettable := self._tasks[:-1]:
+            charts["forgetting"] = [
+                "Multiline",
+                [_pattern("forgetting", task) for task in forgettable],
+            ]
+        logger.experiment.add_custom_scalars({"retention": charts})
+
+    def _write_figures(self, writer: SummaryWriter, matrix: Tensor) -> None:
+        stage = self.rows[-1]["stage"]
+        writer.add_figure("retention/curves", forgetting_curves(self._tasks, matrix), stage)
+        writer.add_figure("retention/matrix", accuracy_heatmap(self._tasks, matrix), stage)
+
+
+def _json_path(trainer: L.Trainer) -> Path:
+    return Path(trainer.default_root_dir) / "retention.json"
+
+
+def _pattern(prefix: str, task: str) -> str:
+    """A custom-scalars chart names its lines by regular expressions."""
+    return f"^{re.escape(f'{prefix}/{task}')}$"
+
+
+def _write_scalars(writer: SummaryWriter, record: RetentionRecord) -> None:
+    """The last row and what follows from it, at x = stage; nothing where nothing was measured."""
+    row = record["rows"][-1]
+    scalars = {
+        **{f"accuracy/{task}": value for task, value in row["accuracy"].items()},
+        **{f"forgetting/{task}": value for task, value in record["forgetting"].items()},
+        "retention/average_accuracy": record["average_accuracy"],
+        "retention/backward_transfer": record["backward_transfer"],
+        "retention/forward_transfer": record["forward_transfer"],
+    }
+    for tag, value in scalars.items():
+        if value is not None:
+            writer.add_scalar(tag, value, row["stage"])

@@ -1,0 +1,131 @@
+"""Tasks as rows that are read and checked, without an order to train them in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import lightning as L
+from transformers import PreTrainedTokenizerBase
+
+from datamodules.documents import DocumentTokenizer
+from datamodules.tokenization import RowTokenizer
+from sdft.tasks.prompting import TeacherTemplate, TeacherView
+from sdft.tasks.retrieval import check_choice, choose_examples
+from sdft.tasks.tasks import Task, TaskSpec, load_tasks
+from sdft.types import Demonstration
+
+READERS: dict[str, type[RowTokenizer]] = {
+    "demonstrations": RowTokenizer,
+    "documents": DocumentTokenizer,
+    "prompts": RowTokenizer,
+}
+
+
+class TaskReading(L.LightningDataModule):
+    """Tasks, and how their rows are put to the student and to the teacher.
+
+    Args:
+        tasks: The tasks in training order.
+        tokenizer: The model's tokenizer; the command line takes it from the model.
+        train_on: What the method reads of training rows: demonstrations, documents (the rows'
+            contexts, raw) or prompts; the command line takes it from the model.
+        teacher_context: What the teacher is shown besides the prompt: demonstration, context (the
+            row's article alone) or both; a task may name its own.
+        num_demonstrations: Demonstrations the teacher is shown: the row's own, and before it
+            others of the task's training rows.
+        demonstration_choice: Which others: random, or retrieved (nearest by TF-IDF cosine).
+        teacher_template: How the teacher is shown these: a shipped template (dialogue,
+            dialogue_twice, dialogue_again, paper, paper_short) or the path of a .jinja file.
+        system_prompt: System message for prompts without one; null keeps the chat template's own.
+        max_prompt_tokens: Longest prompt, of student and teacher.
+        overlong: What happens to a row that is longer: error, or drop (reported).
+        evaluated_as: Whose prompts are answered in evaluation: student, or teacher, with the
+            article in the prompt (oracle RAG) or the demonstration (how good the teacher is).
+        data_seed: Seed of generated rows and of subsets, the same in all runs to be compared.
+        seed: Seed of which other demonstrations are shown; follows seed_everything.
+
+    Raises:
+        ValueError: An option, or a row of a task.
+    """
+
+    def __init__(
+        self,
+        tasks: list[TaskSpec],
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        train_on: str = "demonstrations",
+        teacher_context: str = "both",
+        num_demonstrations: int = 1,
+        demonstration_choice: str = "random",
+        teacher_template: str = "paper",
+        system_prompt: str | None = None,
+        max_prompt_tokens: int = 1024,
+        overlong: str = "error",
+        evaluated_as: str = "student",
+        data_seed: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if tokenizer is None:
+            raise ValueError("data.tokenizer is missing; pass the model's tokenizer")
+        require_positive(max_prompt_tokens=max_prompt_tokens, num_demonstrations=num_demonstrations)
+        _check_prompts(tasks, train_on)
+        self.train_on = train_on
+        self.reader = READERS[train_on](
+            tokenizer,
+            _views(tasks, TeacherTemplate.load(teacher_template), teacher_context),
+            system_prompt=system_prompt,
+            max_prompt_tokens=max_prompt_tokens,
+            overlong=overlong,
+            evaluated_as=evaluated_as,
+        )
+        self.tasks: tuple[Task, ...] = tuple(map(self.reader.fitting, load_tasks(tasks, data_seed)))
+        self._show_examples(num_demonstrations - 1, demonstration_choice, seed)
+
+    def score(self, completion: str, row: Demonstration) -> float:
+        """A completion's score by the rule of the row's task."""
+        scorers = {task.name: task.scorer for task in self.tasks}
+        return scorers[row.task](completion, row)
+
+    def _show_examples(self, num_examples: int, choice: str, seed: int) -> None:
+        """Show the teacher other rows too, after which a row may no longer fit."""
+        check_choice(choice)
+        if num_examples and self.train_on == "demonstrations":
+            self.reader = self.reader.showing(
+                {
+                    task.name: choose_examples(task.train, num_examples, choice, seed)
+                    for task in self.tasks
+                }
+            )
+            self.tasks = tuple(map(self.reader.fitting, self.tasks))
+
+
+def require_positive(**options: int) -> None:
+    """Refuse options of the data below 1.
+
+    Raises:
+        ValueError: Names the option and its value.
+    """
+    for name, value in options.items():
+        if value < 1:
+            raise ValueError(f"data.{name} is {value}; it must be at least 1")
+
+
+def _check_prompts(specs: Sequence[TaskSpec], train_on: str) -> None:
+    """Refuse prompts without demonstrations where a method would imitate them."""
+    if train_on not in READERS:
+        raise ValueError(f"data.train_on is {train_on}; it must be one of {', '.join(READERS)}")
+    for spec in specs:
+        if spec.prompts_only and train_on != "prompts":
+            raise ValueError(
+                f"task {spec.name!r} has prompts_only, and this method trains on {train_on}; take "
+                "prompts_only out, or use a method that needs none, such as ReinvokeModule"
+            )
+
+
+def _views(
+    specs: Sequence[TaskSpec], template: TeacherTemplate, teacher_context: str
+) -> dict[str, TeacherView]:
+    return {
+        spec.name: TeacherView(template, spec.teacher_context or teacher_context) for spec in specs
+    }

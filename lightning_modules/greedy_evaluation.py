@@ -1,0 +1,77 @@
+"""Greedy evaluation of every task, the same for all methods."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import lightning as L
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sdft.model.sharding import gathered_weights
+from sdft.rollout.engine_registry import Engine
+from sdft.rollout.request import RolloutRequest, SamplingSettings
+from sdft.types import EvaluationBatch
+
+SCORED_AT_ONCE = 8  # answers; a judge is waited for
+
+
+class GreedyEvaluation(L.LightningModule):
+    """Answers validation and test rows greedily, and scores the answers."""
+
+    student: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    end_ids: frozenset[int]
+    greedy: SamplingSettings
+    rollout_engine: Engine
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._scores: dict[str, list[float]] = {}  # of this rank's rows, by task
+        self._evaluation = ExitStack()  # what an evaluation is run in
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last evaluation; gather the weights once for all batches, if sharded."""
+        self._scores = {}
+        self._evaluation.enter_context(gathered_weights(self.student))
+
+    def validation_step(
+        self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, list[Any]]:
+        """Answer greedily and score the answers; callbacks are given both."""
+        return self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Publish ``accuracy/<task>`` for the callbacks; the retention tracker writes it."""
+        self._evaluation.close()
+        self._log_accuracies("accuracy")
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+
+    def on_test_epoch_end(self) -> None:
+        """Publish ``test_accuracy/<task>``."""
+        self._evaluation.close()
+        self._log_accuracies("test_accuracy")
+
+    def _evaluate(self, batch: EvaluationBatch) -> dict[str, list[Any]]:
+        decode = self.tokenizer.decode
+        request = RolloutRequest(batch.prompts, self.greedy, self.end_ids, decode=decode)
+        rollout = self.rollout_engine(self.student, request)
+        answers = self.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
+        with ThreadPoolExecutor(SCORED_AT_ONCE) as pool:
+            scores = list(pool.map(batch.scorer, answers, batch.rows))
+        self._scores.setdefault(batch.task, []).extend(scores)
+        return {"answers": answers, "scores": scores}
+
+    def _log_accuracies(self, prefix: str) -> None:
+        """Mean score of each task over the rows of all ranks, of which some may have none."""
+        tasks = self.trainer.datamodule.plan.tasks
+        own = [self._scores.get(task, []) for task in tasks]
+        totals = torch.tensor([(sum(each), float(len(each))) for each in own], device=self.device)
+        totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
+        for task, (score, num_rows) in zip(tasks, totals, strict=True):
+            if num_rows:
+                self.log(f"{prefix}/{task}", score / num_rows, logger=False, sync_dist=False)

@@ -1,0 +1,81 @@
+"""What was measured of the prior capabilities, as ``capabilities.json`` has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from sdft.evaluation.capabilities.suites import Suite
+
+DEFINITIONS = {
+    "score": "One metric of each suite, named under suites; the average is their plain mean.",
+    "acc": "Share of rows whose right choice has the highest summed log-likelihood.",
+    "acc_norm": "The same after dividing each choice's log-likelihood by its characters.",
+    "prompt_level_strict_acc": "Share of prompts whose answer follows every instruction.",
+    "pass@1": "Share of functions, written greedily, that pass their tests.",
+}
+
+
+class CapabilityRow(TypedDict):
+    """What was measured at one point of the sequence.
+
+    ``stage`` is the row of the accuracy matrix, ``after`` the task trained just before
+    (None before any training).
+    """
+
+    stage: int
+    after: str | None
+    global_step: int
+    scores: dict[str, float]
+    average: float
+    metrics: dict[str, dict[str, float]]
+
+
+def capability_row(
+    tasks: Sequence[str],
+    stage: int,
+    global_step: int,
+    suites: Sequence[Suite],
+    metrics: Mapping[str, Mapping[str, float]],
+) -> CapabilityRow:
+    """One measured row.
+
+    Args:
+        tasks: The K tasks in the order they are trained.
+        stage: Number of stages that were complete, 0 to K.
+        global_step: Optimizer steps taken so far.
+        suites: What was measured.
+        metrics: Suite name -> metric -> value.
+    """
+    scores = {suite.name: metrics[suite.name][suite.score] for suite in suites}
+    return {
+        "stage": stage,
+        "after": tasks[stage - 1] if stage else None,
+        "global_step": global_step,
+        "scores": scores,
+        "average": round(sum(scores.values()) / len(scores), 6),
+        "metrics": {name: dict(values) for name, values in metrics.items()},
+    }
+
+
+def capability_record(
+    suites: Sequence[Suite],
+    source: str,
+    num_rows: int | None,
+    rows: Sequence[CapabilityRow],
+) -> dict[str, Any]:
+    """The content of ``capabilities.json``.
+
+    Args:
+        suites: What was measured.
+        source: Where the suites' rows came from.
+        num_rows: How many rows of each suite were read; None for all.
+        rows: What was measured so far.
+    """
+    return {
+        "suites": {suite.name: {"score": suite.score} for suite in suites},
+        "source": source,
+        "num_rows": num_rows,
+        "rows": list(rows),
+        "definitions": DEFINITIONS,
+    }

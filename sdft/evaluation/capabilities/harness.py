@@ -1,0 +1,125 @@
+"""Measuring suites with lm-evaluation-harness.
+
+Nothing of a measurement stays: the states of all random generators and every module's mode are
+what they were before.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, load_dataset
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.evaluator import evaluate
+from lm_eval.tasks import TaskManager
+from tqdm import tqdm
+
+from sdft.evaluation.capabilities.human_eval import check_sandbox
+from sdft.evaluation.capabilities.in_memory_lm import InMemoryLM, Subject
+from sdft.evaluation.capabilities.suites import Doc, Suite
+from sdft.model.modes import evaluation_mode
+from sdft.seeds import seeded
+
+SEED = 1234  # of what the harness draws: examples in a prompt, defaults of IFEval's instructions
+
+Metrics = dict[str, float]
+
+
+class LocalTask(ConfigurableTask):  # type: ignore[misc]
+    """A task of the harness on rows in memory.
+
+    Args:
+        name: The task's name.
+        docs: Its rows, in the form that ``config`` names.
+        config: As in the harness's YAML files.
+    """
+
+    def __init__(self, name: str, docs: Sequence[Doc], config: Mapping[str, Any]) -> None:
+        self._docs = docs
+        super().__init__(config={"task": name, "test_split": "test", "num_fewshot": 0, **config})
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Take the rows; nothing is downloaded."""
+        self.dataset = {"test": Dataset.from_list(list(self._docs))}
+
+
+def load_tasks(
+    suites: Sequence[Suite], folder: Path | None, num_rows: int | None = None
+) -> dict[str, Any]:
+    """The harness's tasks, to be measured as often as wanted.
+
+    Args:
+        suites: What to measure.
+        folder: Where the local rows lie; None takes the harness's own tasks, from the hub.
+        num_rows: How many of each suite's local rows to keep, the first ones; None keeps all.
+
+    Raises:
+        FileNotFoundError: A suite has no local rows.
+        ValueError: A row is not as its suite needs it.
+    """
+    if any(suite.runs_code for suite in suites):
+        check_sandbox()
+    if folder is None:
+        loaded: dict[str, Any] = TaskManager().load([_hub_task(suite) for suite in suites])
+        return loaded
+    tasks = {
+        suite.name: LocalTask(suite.name, suite.read(folder, num_rows), suite.config())
+        for suite in suites
+    }
+    return {"tasks": tasks, "groups": {}}
+
+
+def _hub_task(suite: Suite) -> str | LocalTask:
+    """The harness's own task, but where it would run code without a sandbox."""
+    if not suite.runs_code:
+        return suite.hub_task
+    rows = load_dataset("openai/openai_humaneval", split="test")
+    docs = [{**row, "code_prompt": row["prompt"]} for row in rows]
+    return LocalTask(suite.hub_task, docs, suite.config())
+
+
+def measure(
+    tasks: dict[str, Any],
+    suites: Sequence[Suite],
+    subject: Subject,
+    *,
+    batch_size: int,
+    num_rows: int | None = None,
+    max_generated_tokens: int | None = None,
+) -> dict[str, Metrics]:
+    """Measure all suites, with one bar of progress.
+
+    Args:
+        tasks: From :func:`load_tasks`.
+        suites: The same suites.
+        subject: The model and what belongs to it.
+        batch_size: Requests at a time.
+        num_rows: Rows of each of the tasks; a suite from the hub may have several.
+        max_generated_tokens: Longest completion where a suite allows longer ones.
+
+    Returns:
+        Suite name -> metric -> value, in [0, 1].
+    """
+    with (
+        tqdm(desc="Prior capabilities", unit=" requests", file=sys.stderr) as bar,
+        redirect_stderr(io.StringIO()),  # the harness's own bars
+        seeded(SEED),
+        evaluation_mode(subject.model),
+    ):
+        model = InMemoryLM(subject, batch_size, max_generated_tokens, bar)
+        found = evaluate(model, tasks, limit=num_rows, bootstrap_iters=0, log_samples=False)
+    return {suite.name: _metrics(found["results"][suite.hub_task]) for suite in suites}
+
+
+def _metrics(result: Mapping[str, Any]) -> Metrics:
+    """The harness names a metric ``acc,none``: by metric and filter."""
+    return {
+        key.partition(",")[0]: round(float(value), 6)
+        for key, value in result.items()
+        if "," in key and "_stderr," not in key
+    }

@@ -1,0 +1,180 @@
+"""The model in training, as lm-evaluation-harness sees it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sdft.loss.hidden_states import LossPositions, completion_hidden_states
+from sdft.model.head import VocabularyHead
+from sdft.rollout.engine_registry import Engine
+from sdft.rollout.request import RolloutRequest, SamplingSettings
+from sdft.tasks.encoding import Encoder
+from sdft.types import Message, TokenIds
+
+Scored = tuple[tuple[str, str], TokenIds, TokenIds]  # texts, context, continuation
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is measured.
+
+    Args:
+        model: Causal language model; its weights are read in place.
+        head: Its output head.
+        tokenizer: Its tokenizer, with a chat template.
+        engine: Computes completions.
+        end_ids: Tokens that end a completion.
+    """
+
+    model: PreTrainedModel
+    head: VocabularyHead
+    tokenizer: PreTrainedTokenizerBase
+    engine: Engine
+    end_ids: frozenset[int]
+
+
+class InMemoryLM(TemplateLM):  # type: ignore[misc]
+    """Answers the harness's requests with weights as they are in memory.
+
+    Likelihoods are of plain text, as the harness has it for these suites. Generation is greedy
+    and asks a chat model: the request is a user's turn.
+
+    Args:
+        subject: The model and what belongs to it.
+        batch_size: Requests read or answered at a time.
+        max_generated_tokens: Longest completion, where the suite allows longer ones; None leaves
+            it to the suite.
+        bar: Advances with every request.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        batch_size: int,
+        max_generated_tokens: int | None = None,
+        bar: tqdm[Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self._subject = subject
+        self._tokenizer: Any = subject.tokenizer
+        self._encoder = Encoder(subject.tokenizer)
+        self._batch_size = batch_size
+        self._max_generated_tokens = max_generated_tokens
+        self._bar = bar
+        # Longer contexts lose their beginning, which the model could not read.
+        self._window: int = subject.model.config.get_text_config().max_position_embeddings
+
+    @property
+    def eot_token_id(self) -> int:
+        """What stands before a text without context."""
+        return int(self._tokenizer.eos_token_id)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> TokenIds:
+        """Token ids of plain text, with what the tokenizer puts before every text."""
+        special = add_special_tokens is not False
+        ids: TokenIds = self._tokenizer(string, add_special_tokens=special)["input_ids"]
+        return ids
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = True
+    ) -> list[tuple[float, bool]]:
+        """Log-probability of each continuation, and whether greedy decoding would write it."""
+        scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+        return scores
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> Any:
+        """Perplexity of whole documents: no suite asks for it."""
+        raise NotImplementedError("no suite of sdft.evaluation.capabilities measures perplexity")
+
+    def _loglikelihood_tokens(self, requests: list[Scored], **_: Any) -> list[tuple[float, bool]]:
+        found: dict[int, tuple[float, bool]] = {}
+        order = sorted(range(len(requests)), key=lambda index: _length(requests[index]))
+        for group in self._batches(order):
+            pairs = [(requests[index][1], requests[index][2]) for index in group]
+            found.update(zip(group, self._score(pairs), strict=True))
+        return [found[index] for index in range(len(requests))]
+
+    @torch.inference_mode()
+    def _score(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[tuple[float, bool]]:
+        """Each continuation's log-probability; what several pairs share is read once."""
+        kept = [(context[-max(self._window - len(text), 1) :], text) for context, text in pairs]
+        reads = [(tuple(context), tuple(text[:-1])) for context, text in kept]
+        rows = {read: row for row, read in enumerate(dict.fromkeys(reads))}
+        prompts = [list(context) for context, _ in rows]
+        texts = [[*start, 0] for _, start in rows]  # the last token is predicted, never read
+        device = self._subject.model.device
+        positions = LossPositions.of(texts, device=device)
+        hidden = completion_hidden_states(self._subject.model, prompts, texts, positions)
+        logprobs = self._subject.head.logits(hidden).float().log_softmax(-1)  # (N, V)
+        parts = torch.split(logprobs, [len(text) for text in texts])
+        return [
+            _likelihood(parts[rows[read]], torch.tensor(text, device=device))
+            for read, (_, text) in zip(reads, kept, strict=True)
+        ]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """Greedy answers, each cut before the first of the request's stop strings."""
+        by_settings: defaultdict[SamplingSettings, list[int]] = defaultdict(list)
+        for index, request in enumerate(requests):
+            by_settings[self._settings(request.args[1])].append(index)
+        answers: dict[int, str] = {}
+        for settings, indices in by_settings.items():
+            for group in self._batches(indices):
+                texts = self._answers([requests[index].args[0] for index in group], settings)
+                answers.update(zip(group, texts, strict=True))
+        return [answers[index] for index in range(len(requests))]
+
+    def _settings(self, options: dict[str, Any]) -> SamplingSettings:
+        if options.get("do_sample"):
+            raise ValueError("suites are answered greedily, and one asks for sampling")
+        until = options.get("until") or []
+        longest = options["max_gen_toks"]
+        if self._max_generated_tokens is not None:
+            longest = min(longest, self._max_generated_tokens)
+        return SamplingSettings(
+            longest,
+            temperature=0.0,
+            stop_strings=tuple([until] if isinstance(until, str) else until),
+        )
+
+    def _answers(self, questions: Sequence[str], settings: SamplingSettings) -> list[str]:
+        chats = ([Message(role="user", content=question)] for question in questions)
+        prompts = [self._encoder.encode_chat(chat) for chat in chats]
+        decode, end_ids = self._tokenizer.decode, self._subject.end_ids
+        request = RolloutRequest(prompts, settings, end_ids, decode=decode)
+        rollout = self._subject.engine(self._subject.model, request)
+        texts = self._tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
+        return [_before(text, settings.stop_strings) for text in texts]
+
+    def _batches(self, indices: Sequence[int]) -> Iterator[Sequence[int]]:
+        for start in range(0, len(indices), self._batch_size):
+            group = indices[start : start + self._batch_size]
+            yield group
+            if self._bar is not None:
+                self._bar.update(len(group))
+
+
+def _length(request: Scored) -> int:
+    return len(request[1]) + len(request[2])
+
+
+def _likelihood(logprobs: Tensor, tokens: Tensor) -> tuple[float, bool]:
+    """Summed log-probability of tokens, (T, V) and (T,), and whether each is the likeliest."""
+    total = logprobs.gather(1, tokens[:, None]).sum()
+    return float(total), bool((logprobs.argmax(-1) == tokens).all())
+
+
+def _before(text: str, stop_strings: Sequence[str]) -> str:
+    for stop in stop_strings:
+        text = text.partition(stop)[0]
+    return text

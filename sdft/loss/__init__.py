@@ -1,0 +1,1 @@
+"""Losses: divergences, reductions, and how they are computed without logits of size (N, V)."""

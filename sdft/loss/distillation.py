@@ -1,0 +1,225 @@
+"""Losses from final hidden states to a scalar, without logits of size (N, V).
+
+Pass only the positions that carry loss: the rows given here are all that is ever projected to
+the vocabulary, a tile at a time (:mod:`sdft.loss.tiling`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdft.loss.divergences import Divergence
+from sdft.loss.partial_divergences import CrossEntropy
+from sdft.loss.tiling import TiledLoss, default_tile_rows
+from sdft.model.head import VocabularyHead
+
+
+@dataclass(frozen=True, eq=False)
+class DistillationLoss:
+    """A loss and what it is made of.
+
+    Args:
+        loss: (), the sum of weight * value, with its gradient; good for one backward pass.
+        values: (N,), the divergence at each position in nats, without gradient.
+    """
+
+    loss: Tensor
+    values: Tensor
+
+
+def distillation_loss(
+    student_hidden: Tensor,
+    student_head: VocabularyHead,
+    teacher_hidden: Tensor,
+    teacher_head: VocabularyHead,
+    *,
+    tokens: Tensor,
+    weights: Tensor,
+    divergence: Divergence,
+    temperature: float = 1.0,
+    sequence_index: Tensor | None = None,
+    tile_rows: int | None = None,
+) -> DistillationLoss:
+    """Sum over positions of weight * divergence(student, teacher).
+
+    Under autocast the projections run in autocast's type and the divergence in float32.
+
+    Args:
+        student_hidden: (N, D), final hidden states at the positions that carry loss. No rows
+            give a zero attached to the graph.
+        student_head: Receives a gradient where its parameters require one.
+        teacher_hidden: (N, D'), the teacher's at the same positions; a constant.
+        teacher_head: Of the same vocabulary; a constant.
+        tokens: (N,), the sampled token at each position.
+        weights: (N,), from :func:`sdft.loss.reductions.reduction_weights`; a constant.
+        divergence: From :func:`sdft.loss.divergence_registry.make_divergence`.
+        temperature: Divides both models' logits. The value is not multiplied by its square, so
+            gradients shrink as it grows.
+        sequence_index: (N,), which sequence each row belongs to; only divergences with a prefix
+            score read it. Their rows come sequence by sequence in order of position, and a
+            position of weight 0 still passes the score of its token, so include skipped ones.
+        tile_rows: Rows per tile at most; None chooses by vocabulary and device.
+
+    Raises:
+        ValueError: Shapes or vocabularies that do not fit, a temperature that is not positive, a
+            missing ``sequence_index``, or one that leaves a sequence and comes back to it.
+    """
+    _check_pair(student_hidden, student_head, teacher_hidden, teacher_head)
+    return _tiled_loss(
+        student_hidden,
+        student_head,
+        teacher_hidden=teacher_hidden.detach(),
+        teacher_head=teacher_head,
+        tokens=tokens,
+        weights=weights,
+        divergence=divergence,
+        temperature=temperature,
+        sequence_index=sequence_index,
+        tile_rows=tile_rows,
+    )
+
+
+def cross_entropy_loss(
+    hidden: Tensor,
+    head: VocabularyHead,
+    tokens: Tensor,
+    weights: Tensor,
+    *,
+    tile_rows: int | None = None,
+) -> Tensor:
+    """Sum over positions of weight * -log p(token): supervised fine-tuning's loss.
+
+    Args:
+        hidden: (N, D), final hidden states at the positions that carry loss.
+        head: Receives a gradient where its parameters require one.
+        tokens: (N,), the target at each position.
+        weights: (N,), from :func:`sdft.loss.reductions.reduction_weights`; a constant.
+        tile_rows: Rows per tile at most; None chooses by vocabulary and device.
+
+    Returns:
+        (), attached to the graph; good for one backward pass.
+
+    Raises:
+        ValueError: Shapes that do not fit.
+    """
+    return _tiled_loss(
+        hidden,
+        head,
+        tokens=tokens,
+        weights=weights,
+        divergence=CrossEntropy(),
+        tile_rows=tile_rows,
+    ).loss
+
+
+@torch.no_grad()
+def token_logprobs(
+    hidden: Tensor,
+    head: VocabularyHead,
+    tokens: Tensor,
+    *,
+    temperature: float = 1.0,
+    tile_rows: int | None = None,
+) -> Tensor:
+    """Log-probabilities of given tokens, without gradient: (N,), in nats.
+
+    One projection; ``importance_weights`` compares them with the sampler's.
+
+    Args:
+        hidden: (N, D), final hidden states at the positions that predict the tokens.
+        head: Of the model they come from.
+        tokens: (N,).
+        temperature: Divides the logits: the sampler's, where its draws are judged.
+        tile_rows: Rows per tile at most; None chooses by vocabulary and device.
+
+    Raises:
+        ValueError: Shapes that do not fit, or a temperature that is not positive.
+    """
+    unused = torch.zeros(hidden.shape[0], device=hidden.device)
+    return -_tiled_loss(
+        hidden,
+        head,
+        tokens=tokens,
+        weights=unused,
+        divergence=CrossEntropy(),
+        temperature=temperature,
+        tile_rows=tile_rows,
+    ).values
+
+
+def _check_pair(
+    student_hidden: Tensor,
+    student_head: VocabularyHead,
+    teacher_hidden: Tensor,
+    teacher_head: VocabularyHead,
+) -> None:
+    if teacher_hidden.shape[0] != student_hidden.shape[0]:
+        raise ValueError(
+            f"student_hidden has {student_hidden.shape[0]} rows, teacher_hidden "
+            f"{teacher_hidden.shape[0]}: both must hold the same positions"
+        )
+    if teacher_head.vocab_size != student_head.vocab_size:
+        raise ValueError(
+            f"the student's vocabulary has {student_head.vocab_size} entries, the teacher's "
+            f"{teacher_head.vocab_size}: distillation compares them entry by entry"
+        )
+
+
+def _tiled_loss(
+    hidden: Tensor,
+    head: VocabularyHead,
+    *,
+    tokens: Tensor,
+    weights: Tensor,
+    divergence: Divergence,
+    tile_rows: int | None,
+    teacher_hidden: Tensor | None = None,
+    teacher_head: VocabularyHead | None = None,
+    temperature: float = 1.0,
+    sequence_index: Tensor | None = None,
+) -> DistillationLoss:
+    """Check what both losses share, and sweep."""
+    count = hidden.shape[0]
+    for name, tensor in (("tokens", tokens), ("weights", weights)):
+        if tensor.shape != (count,):
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it needs ({count},)")
+    if not temperature > 0.0:
+        raise ValueError(f"temperature is {temperature!r}; it must be positive")
+    if tile_rows is not None and tile_rows < 1:
+        raise ValueError(f"tile_rows is {tile_rows!r}; it must be at least 1, or null")
+    if tile_rows is None:
+        tile_rows = default_tile_rows(head.vocab_size, hidden.device)
+    ends = _sequence_ends(divergence, sequence_index, count) if divergence.prefix_score else None
+    loss, values = TiledLoss(
+        divergence=divergence,
+        tokens=tokens,
+        weights=weights.detach(),
+        student_head=head,
+        teacher_hidden=teacher_hidden,
+        teacher_head=teacher_head,
+        temperature=temperature,
+        sequence_ends=ends,
+        tile_rows=tile_rows,
+        want_gradient=torch.is_grad_enabled(),
+    )(hidden)
+    return DistillationLoss(loss=loss, values=values)
+
+
+def _sequence_ends(divergence: Divergence, sequence_index: Tensor | None, count: int) -> Tensor:
+    """For each row the first row after its sequence, (N,)."""
+    if sequence_index is None or sequence_index.shape != (count,):
+        raise ValueError(
+            f"{type(divergence).__name__} needs sequence_index with shape ({count},): the "
+            "sequence each row belongs to"
+        )
+    runs: Tensor
+    runs, run_of_row, lengths = torch.unique_consecutive(
+        sequence_index, return_inverse=True, return_counts=True
+    )
+    if len(set(runs.tolist())) != runs.numel():
+        raise ValueError("sequence_index returns to a sequence it left; sort the rows by sequence")
+    ends: Tensor = lengths.cumsum(0)[run_of_row]
+    return ends

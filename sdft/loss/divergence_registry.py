@@ -1,0 +1,53 @@
+"""Divergences by name, with their options."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from sdft.loss.divergences import Divergence, ForwardKL, JensenShannon, RaoBlackwellised, ReverseKL
+from sdft.loss.partial_divergences import SampledToken, TopKStudent, TopKTeacher
+
+DIVERGENCES: dict[str, type[Divergence]] = {
+    "forward_kl": ForwardKL,
+    "reverse_kl": ReverseKL,
+    "jsd": JensenShannon,
+    "sampled_token": SampledToken,
+    "rao_blackwellised": RaoBlackwellised,
+    "topk_teacher": TopKTeacher,
+    "topk_student": TopKStudent,
+}
+
+
+def make_divergence(name: str, **options: Any) -> Divergence:
+    """The divergence of that name.
+
+    Args:
+        name: A key of :data:`DIVERGENCES`.
+        options: Fields of that divergence, such as ``beta`` of "jsd".
+
+    Raises:
+        ValueError: Unknown name or option, or an option of the wrong type or out of its range.
+    """
+    if name not in DIVERGENCES:
+        raise ValueError(f"unknown divergence {name!r}; valid: {', '.join(DIVERGENCES)}")
+    kind = DIVERGENCES[name]
+    defaults = {field.name: field.default for field in fields(kind)}
+    for option, value in options.items():
+        if option not in defaults:
+            listed = ", ".join(defaults) or "none"
+            raise ValueError(f"divergence {name!r} has no option {option!r}; its options: {listed}")
+        _check_type(name, option, value, defaults[option])
+    return kind(**options)
+
+
+def _check_type(name: str, option: str, value: object, default: object) -> None:
+    """Refuse a value that is not of its default's type; a default of None stands for a number."""
+    if default is None and value is None:
+        return
+    wanted: type = float if default is None else type(default)
+    accepted = (float, int) if wanted is float else (wanted,)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and wanted is not bool):
+        raise ValueError(
+            f"option {option!r} of divergence {name!r} is {value!r}; it takes a {wanted.__name__}"
+        )

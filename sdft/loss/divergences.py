@@ -1,0 +1,236 @@
+"""Divergences between the student's and the teacher's next-token distributions.
+
+Every divergence works on a tile: n positions, the whole vocabulary V, logits in float32 or
+float64. It returns its value at each position, in nats, together with the derivative by the
+student's logits in closed form, so that the loss needs no autograd graph of size
+(N, V). The teacher is a constant throughout. ``divergence_registry`` lists them by name;
+``partial_divergences`` holds those that look at a few tokens only.
+
+Bans: an entry whose logit is -inf for either model is left out of the sum and passes no
+gradient. A token banned by one model only therefore gives a finite value where the textbook
+divergence is infinite.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+@dataclass(frozen=True)
+class Divergence(ABC):
+    """A per-position divergence of the student from the teacher.
+
+    Attributes:
+        needs_teacher: The teacher's logits are read; where False, anything may be passed.
+        prefix_score: The gradient also holds the score of the sampled prefix, which couples the
+            positions of a sequence; :mod:`sdft.loss.distillation` adds that part.
+    """
+
+    needs_teacher: ClassVar[bool] = True
+    prefix_score: ClassVar[bool] = False
+
+    @abstractmethod
+    def closed_form(
+        self, student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Values and their derivative. Both logits are scratch space: their contents are lost.
+
+        Args:
+            student_logits: (n, V), float32 or float64.
+            teacher_logits: (n, V), same type; not the same memory.
+            tokens: (n,), the sampled token at each position.
+
+        Returns:
+            (n,) values in nats, and (n, V): the derivative of each value by its row of
+            ``student_logits``, which may lie in the memory of either logits.
+        """
+
+    def __call__(self, student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor) -> Tensor:
+        """The (n,) values as an ordinary function, differentiable by ``student_logits``.
+
+        Holds the whole derivative in memory: for small inputs and tests. Training goes through
+        :func:`sdft.loss.distillation.distillation_loss`.
+        """
+        values: Tensor = _ClosedForm.apply(student_logits, teacher_logits, tokens, self)  # type: ignore[no-untyped-call]
+        return values
+
+
+class _ClosedForm(torch.autograd.Function):
+    """Autograd's view of a divergence's closed form."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, tokens: Tensor, divergence: Divergence
+    ) -> Tensor:
+        values, gradient = divergence.closed_form(
+            widened(student.clone()), widened(teacher.clone()), tokens
+        )
+        ctx.save_for_backward(gradient.to(student.dtype))
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_values: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_values.unsqueeze(-1).to(gradient.dtype), None, None, None
+
+
+def with_mask_of(other_log: Tensor, log: Tensor) -> Tensor:
+    """Make ``log`` -inf where ``other_log`` is, in place; both (n, V) log-probabilities.
+
+    A vanishing multiple of a finite number is lost to rounding, one of -inf is -inf: this is one
+    pass over memory, where building a mask and filling it takes several.
+    """
+    return log.add_(other_log, alpha=1e-30)
+
+
+def widened(logits: Tensor) -> Tensor:
+    """The logits in float32, or as they are when they are float64."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+@dataclass(frozen=True)
+class EntrywiseDivergence(Divergence):
+    """A sum over vocabulary entries: sum_v f(p_student(v), p_teacher(v)).
+
+    Args:
+        clip: Upper bound of each entry's term in nats, None for off. A clipped entry passes no
+            gradient.
+    """
+
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and not 0.0 < self.clip < math.inf:
+            raise ValueError(f"clip is {self.clip!r}; give a positive number, or null for off")
+
+    @abstractmethod
+    def entries(
+        self, student_log: Tensor, teacher_log: Tensor, spare: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Each entry's term f, and p_student * df/dp_student; both (n, V), both 0 for bans.
+
+        Args:
+            student_log: (n, V) log-probabilities; left unchanged.
+            teacher_log: (n, V) log-probabilities; scratch space.
+            spare: (n, V), scratch space.
+        """
+
+    def closed_form(
+        self, student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Chain the entries' slopes through the softmax: slope - p_student * sum(slopes)."""
+        student_log = student_logits.log_softmax(-1)
+        teacher_log = torch.log_softmax(teacher_logits, -1, out=student_logits)
+        terms, slopes = self.entries(student_log, teacher_log, spare=teacher_logits)
+        if self.clip is not None:
+            slopes.masked_fill_(terms > self.clip, 0.0)
+            terms.clamp_(max=self.clip)
+        total = slopes.sum(-1, keepdim=True)
+        return terms.sum(-1), slopes.addcmul_(student_log.exp_(), total, value=-1.0)
+
+
+@dataclass(frozen=True)
+class ForwardKL(EntrywiseDivergence):
+    """KL(teacher || student): the default, which the published results used.
+
+    Args:
+        clip: Upper bound of each entry's term in nats, None for off. A clipped entry passes no
+            gradient.
+    """
+
+    def entries(
+        self, student_log: Tensor, teacher_log: Tensor, spare: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Terms p_teacher * log(p_teacher / p_student); slopes -p_teacher."""
+        teacher_log = with_mask_of(student_log, teacher_log)
+        terms = torch.sub(teacher_log, student_log, out=spare).nan_to_num_(0.0)
+        teacher = teacher_log.exp_()
+        return terms.mul_(teacher), teacher.neg_()
+
+
+@dataclass(frozen=True)
+class ReverseKL(EntrywiseDivergence):
+    """KL(student || teacher): the paper's equation 1.
+
+    Args:
+        clip: Upper bound of each entry's term in nats, None for off. A clipped entry passes no
+            gradient.
+    """
+
+    def entries(
+        self, student_log: Tensor, teacher_log: Tensor, spare: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Terms p_student * log(p_student / p_teacher); slopes p_student + term."""
+        student = with_mask_of(teacher_log, spare.copy_(student_log))
+        terms = torch.sub(student, teacher_log, out=teacher_log).nan_to_num_(0.0)
+        terms.mul_(student.exp_())
+        return terms, student.add_(terms)
+
+
+@dataclass(frozen=True)
+class JensenShannon(EntrywiseDivergence):
+    """JSD: beta * KL(teacher || m) + (1 - beta) * KL(student || m).
+
+    The mixture is m = beta * teacher + (1 - beta) * student, the convention of Generalized
+    Knowledge Distillation. The ends are defined as the KLs themselves: beta = 0 is
+    :class:`ForwardKL`, beta = 1 is :class:`ReverseKL`. In between the value shrinks towards both
+    ends: value / (beta * (1 - beta)) tends to the forward KL as beta goes to 0 and to the
+    reverse KL as beta goes to 1.
+
+    Args:
+        clip: Upper bound of each entry's term in nats, None for off. A clipped entry passes no
+            gradient.
+        beta: The teacher's share of the mixture, in [0, 1].
+    """
+
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.beta <= 1.0:
+            raise ValueError(
+                f"beta is {self.beta!r}; it must lie in [0, 1], where 0 is KL(teacher || student) "
+                "and 1 is KL(student || teacher)"
+            )
+
+    def entries(
+        self, student_log: Tensor, teacher_log: Tensor, spare: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Terms of both KLs to m; slopes (1 - beta) * p_student * log(p_student / m)."""
+        if self.beta == 0.0:
+            return ForwardKL().entries(student_log, teacher_log, spare)
+        if self.beta == 1.0:
+            return ReverseKL().entries(student_log, teacher_log, spare)
+        student = with_mask_of(teacher_log, spare.copy_(student_log)).add_(math.log1p(-self.beta))
+        teacher = with_mask_of(student, teacher_log).add_(math.log(self.beta))
+        # m's logarithm, and the terms, from the shares (1 - beta) * p_student and beta * p_teacher
+        mixture = torch.logaddexp(student, teacher)
+        slopes = torch.sub(student, mixture).sub_(math.log1p(-self.beta)).nan_to_num_(0.0)
+        slopes.mul_(student.exp_())
+        terms = torch.sub(teacher, mixture, out=mixture).sub_(math.log(self.beta)).nan_to_num_(0.0)
+        return terms.mul_(teacher.exp_()).add_(slopes), slopes
+
+
+@dataclass(frozen=True)
+class RaoBlackwellised(ReverseKL):
+    """Analytic reverse KL plus the prefix's score term (appendix A.1).
+
+    The gradient at position t is grad KL_t + (sum over s > t of KL_s) * grad log p_student(y_t):
+    an unbiased gradient of the expected reverse KL of the sequence, since each sampled token
+    also decides which positions are visited later. :meth:`closed_form` holds the first part;
+    ``distillation_loss`` adds the second, with the weights of the reduction.
+
+    Args:
+        clip: Upper bound of each entry's term in nats, None for off. A clipped entry passes no
+            gradient.
+    """
+
+    prefix_score: ClassVar[bool] = True

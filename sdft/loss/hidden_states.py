@@ -1,0 +1,171 @@
+"""What a model believes at completion positions (algorithm, step 3).
+
+Prompts and completions are laid out side by side, padded on the right, so that a causal model
+needs no attention mask: no real token ever sees padding. Sequences of very different lengths are
+read in several passes, so that little of the work is padding. Only the hidden states that predict
+loss-bearing tokens are gathered; projecting them to the vocabulary is the objective's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from sdft.model.batching import groups_to_read
+from sdft.model.head import final_hidden_states
+from sdft.model.sharding import is_sharded
+from sdft.types import TokenIds
+
+
+@dataclass(frozen=True, slots=True)
+class LossPositions:
+    """The completion tokens that carry loss, flattened over the batch.
+
+    Args:
+        rows: (N,) index of the sequence each position belongs to.
+        offsets: (N,) index of the token within its completion, from 0.
+        tokens: (N,) the completion's token there.
+        num_sequences: B.
+    """
+
+    rows: Tensor
+    offsets: Tensor
+    tokens: Tensor
+    num_sequences: int
+
+    @classmethod
+    def of(
+        cls,
+        completions: Sequence[TokenIds],
+        num_skipped: int | Sequence[int] = 0,
+        device: torch.device | None = None,
+    ) -> LossPositions:
+        """Every token of every completion but the first ``num_skipped`` of each.
+
+        The early-token mask touches the loss alone: masked tokens are still read.
+
+        Args:
+            completions: B token-id lists.
+            num_skipped: One number for all completions, or one for each.
+            device: Where the tensors live.
+        """
+        if isinstance(num_skipped, int):
+            num_skipped = [num_skipped] * len(completions)
+        flat = [
+            (row, offset, token)
+            for row, (completion, skipped) in enumerate(zip(completions, num_skipped, strict=True))
+            for offset, token in enumerate(completion)
+            if offset >= skipped
+        ]
+        columns = torch.tensor(flat, dtype=torch.long, device=device).reshape(-1, 3).T
+        return cls(columns[0], columns[1], columns[2], len(completions))
+
+    def gather(self, values: Sequence[Sequence[float]]) -> Tensor:
+        """(N,) of B lists with one value per completion token those that stand here."""
+        places = zip(self.rows.tolist(), self.offsets.tolist(), strict=True)
+        here = [values[row][offset] for row, offset in places]
+        return torch.tensor(here, device=self.tokens.device)
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.tokens)
+
+
+def completion_hidden_states(
+    model: PreTrainedModel,
+    prompts: Sequence[TokenIds],
+    completions: Sequence[TokenIds],
+    positions: LossPositions,
+) -> Tensor:
+    """Hidden states from which a model predicts the loss-bearing tokens.
+
+    Args:
+        model: Causal language model.
+        prompts: B token-id lists; student and teacher read different ones.
+        completions: B token-id lists, the same for student and teacher.
+        positions: N positions to gather.
+
+    Returns:
+        (N, D) in the order of ``positions``; with gradient if the caller allows it.
+    """
+    # The last completion token predicts nothing that is scored, so it is not read.
+    sequences = [
+        [*prompt, *completion[:-1]] for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    device = model.device
+    starts = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
+    columns = starts[positions.rows] + positions.offsets
+    gathered, places = [], []
+    for group in _groups(model, sequences):
+        hidden = final_hidden_states(model, input_ids=_padded(sequences, group).to(device))
+        place, row = (positions.rows[:, None] == torch.tensor(group, device=device)).nonzero().T
+        gathered.append(hidden[row, columns[place]])
+        places.append(place)
+    return torch.cat(gathered)[torch.cat(places).argsort()]
+
+
+def _groups(model: PreTrainedModel, sequences: Sequence[TokenIds]) -> list[list[int]]:
+    """Rows to read together; all of them where a pass is a collective that all ranks must join."""
+    if is_sharded(model):
+        return [list(range(len(sequences)))]
+    return groups_to_read([len(sequence) for sequence in sequences], model.device)
+
+
+def _padded(sequences: Sequence[TokenIds], group: Sequence[int]) -> Tensor:
+    """(rows of the group, longest of them) token ids, padded on the right."""
+    width = max(len(sequences[row]) for row in group)
+    return torch.tensor([[*sequences[row], *[0] * (width - len(sequences[row]))] for row in group])
+
+
+def hidden_states_in_parts(
+    model: PreTrainedModel,
+    prompts: Sequence[TokenIds],
+    completions: Sequence[TokenIds],
+    positions: LossPositions,
+    num_rows: int | None,
+) -> Tensor:
+    """:func:`completion_hidden_states`, at most ``num_rows`` rows at a time.
+
+    Args:
+        model: Causal language model.
+        prompts: B token-id lists.
+        completions: B token-id lists.
+        positions: N positions to gather, row after row.
+        num_rows: Rows of a part; None for all at once.
+
+    Returns:
+        (N, D) in the order of ``positions``; with gradient if the caller allows it.
+    """
+    size = num_rows or max(len(prompts), 1)
+    parts = []
+    for rows, inside in _parts(positions, len(prompts), size):
+        arguments = (model, prompts[rows], completions[rows], inside)
+        if torch.is_grad_enabled() and rows.stop < len(prompts):
+            parts.append(checkpoint(completion_hidden_states, *arguments, use_reentrant=False))
+        else:
+            parts.append(completion_hidden_states(*arguments))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _parts(
+    positions: LossPositions, num_rows: int, size: int
+) -> Iterator[tuple[slice, LossPositions]]:
+    """The rows of each part, and its positions counted from its first row."""
+    for start in range(0, num_rows, size):
+        rows = slice(start, min(start + size, num_rows))
+        inside = (positions.rows >= rows.start) & (positions.rows < rows.stop)
+        yield (
+            rows,
+            replace(
+                positions,
+                rows=positions.rows[inside] - rows.start,
+                offsets=positions.offsets[inside],
+                tokens=positions.tokens[inside],
+                num_sequences=rows.stop - rows.start,
+            ),
+        )

@@ -1,0 +1,95 @@
+"""Preambles such as "Based on the text" that a student may pick up from its teacher.
+
+The teacher has a text before it, the student has not: an opening that points to the text is an
+artefact. The paper masks the loss on a fixed number of first tokens; here also on exactly the
+tokens of given phrases. The mask touches the loss alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from sdft.types import TokenIds
+
+# Watched in rollouts of student and teacher, whether they are masked or not.
+WATCHED_PREAMBLES = (
+    "According to the",
+    "As mentioned in the",
+    "As shown in the",
+    "Based on the",
+    "From the example",
+    "From the text",
+    "In the example",
+    "The example",
+    "The text",
+)
+
+
+class Preambles:
+    """Finds phrases at the beginning of completions, ignoring case and leading white space.
+
+    A phrase that ends in a letter or digit must end where a word ends: "Based on the" does not
+    open "Based on theory".
+
+    Args:
+        phrases: What to look for; none finds nothing.
+        tokenizer: Of the completions.
+
+    Raises:
+        ValueError: A phrase is empty.
+    """
+
+    def __init__(self, phrases: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
+        for phrase in phrases:
+            if not phrase.strip():
+                raise ValueError(f"opening phrase {phrase!r} is empty; give it some text")
+        self.phrases = tuple(phrase.strip() for phrase in phrases)
+        self._tokenizer = tokenizer
+        alternatives = [
+            re.escape(phrase) + (r"(?!\w)" if re.match(r"\w", phrase[-1]) else "")
+            for phrase in sorted(self.phrases, key=len, reverse=True)
+        ]
+        self._pattern = re.compile("|".join(alternatives), re.IGNORECASE)
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a completion that show whether it begins with a phrase.
+
+        The longest phrase, and a few more for white space and the end of its last word.
+        """
+        encode = self._tokenizer.encode
+        return 4 + max(len(encode(phrase, add_special_tokens=False)) for phrase in self.phrases)
+
+    def num_tokens(self, completions: Sequence[TokenIds]) -> list[int]:
+        """First tokens of each completion up to the end of its phrase; 0 where it has none.
+
+        Args:
+            completions: B token-id lists.
+        """
+        if not self.phrases:
+            return [0] * len(completions)
+        return [self._num_tokens(completion) for completion in completions]
+
+    def rate(self, completions: Sequence[TokenIds]) -> float:
+        """Share of completions that begin with a phrase."""
+        found = self.num_tokens(completions)
+        return sum(number > 0 for number in found) / len(found)
+
+    def _num_tokens(self, completion: TokenIds) -> int:
+        found = self._pattern.match(self._text(completion))
+        if found is None:
+            return 0
+        # Half of a character decodes to a replacement mark, so it never completes the phrase.
+        return next(
+            number
+            for number in range(1, len(completion) + 1)
+            if self._text(completion[:number]).startswith(found.group())
+        )
+
+    def _text(self, tokens: TokenIds) -> str:
+        text = self._tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text.lstrip()

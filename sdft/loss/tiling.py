@@ -1,0 +1,266 @@
+"""The sweep over tiles of rows that computes a loss and its gradients in one pass.
+
+Each tile is projected once for the student and once for the teacher; the divergence replaces
+the student's logits by their gradient, which goes into the gradients of the hidden states and
+of the head before the next tile takes its place. The two tiles are allocated once. Inside a
+tile the divergence works on blocks of rows, so that its intermediate results stay small.
+Nothing of size (N, V) lives, forward or backward: the backward pass only multiplies by what
+comes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sdft.loss.divergences import Divergence, widened
+from sdft.model.head import VocabularyHead
+
+MIB = 1 << 20
+TILE_BYTES = {"cpu": 16 * MIB, "cuda": 128 * MIB}
+BLOCKS_PER_TILE = 3
+MIN_TILE_ROWS = 128
+MAX_TILE_ROWS = 4096
+VOCABULARY_SLICE = 8192
+
+
+def default_tile_rows(vocab_size: int, device: torch.device) -> int:
+    """Rows per tile: as many float32 rows as fit the device's budget, within fixed bounds.
+
+    The lower bound wins for large vocabularies: every tile reads the head and rewrites its
+    gradient, which must be worth it.
+    """
+    budget = TILE_BYTES.get(device.type, TILE_BYTES["cuda"])
+    return max(MIN_TILE_ROWS, min(MAX_TILE_ROWS, budget // (4 * vocab_size)))
+
+
+@dataclass(frozen=True, eq=False)
+class TiledLoss:
+    """All of a loss but the tensors that may receive gradients.
+
+    Args:
+        divergence: What is taken at each position.
+        tokens: (N,), the sampled tokens.
+        weights: (N,), factor of each position's value in the loss.
+        student_head: Turns hidden states into logits.
+        teacher_hidden: (N, D'), or None when the divergence has no teacher.
+        teacher_head: Goes with ``teacher_hidden``.
+        temperature: Divides both models' logits.
+        sequence_ends: (N,), the first row after each row's sequence, for divergences with a
+            prefix score; otherwise None.
+        tile_rows: Rows per tile, at most.
+        want_gradient: Whether a backward pass may follow.
+    """
+
+    divergence: Divergence
+    tokens: Tensor
+    weights: Tensor
+    student_head: VocabularyHead
+    teacher_hidden: Tensor | None
+    teacher_head: VocabularyHead | None
+    temperature: float
+    sequence_ends: Tensor | None
+    tile_rows: int
+    want_gradient: bool
+
+    def __call__(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss () and the detached values (N,) for the student's hidden states (N, D)."""
+        weight, bias = self.student_head.whole()
+        loss, values = _Tiled.apply(hidden, weight, bias, self)  # type: ignore[no-untyped-call]
+        return loss, values
+
+
+class _Tiled(torch.autograd.Function):
+    """Gradients are taken in the forward pass and scaled in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: TiledLoss
+    ) -> tuple[Tensor, Tensor]:
+        ctx.needed = tuple(job.want_gradient and need for need in ctx.needs_input_grad[:3])
+        ctx.job, ctx.compute_dtype = job, compute_dtype(hidden)
+        sweep = _Sweep(job, (hidden, weight, bias), ctx.needed, ctx.compute_dtype)
+        values = sweep.run()
+        ctx.gradients = sweep.gradients
+        ctx.save_for_backward(hidden, weight, bias)
+        ctx.mark_non_differentiable(values)
+        return (values * sweep.weights).sum(), values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, grad_values: Tensor) -> tuple[Tensor | None, ...]:
+        # The gradients are scaled in place and given away. Another backward pass, which only
+        # retain_graph allows, computes them again.
+        inputs = ctx.saved_tensors
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            sweep = _Sweep(ctx.job, inputs, ctx.needed, ctx.compute_dtype)
+            sweep.run()
+            gradients = sweep.gradients
+        return *(
+            None if gradient is None else gradient.mul_(grad_loss).to(each.dtype)
+            for gradient, each in zip(gradients, inputs, strict=True)
+        ), None
+
+
+def compute_dtype(hidden: Tensor) -> torch.dtype:
+    """The type of the projections: autocast's where it is on, otherwise the hidden states'.
+
+    Never float16: gradients are taken before a gradient scaler acts and would vanish in it.
+    """
+    device = hidden.device.type
+    autocast = torch.is_autocast_enabled(device) and hidden.dtype != torch.float64
+    dtype = torch.get_autocast_dtype(device) if autocast else hidden.dtype
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+class _Projection:
+    """A head's matrix product into a given buffer, in one type."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        self.weight = weight.detach().to(dtype)
+        self.bias = None if bias is None else bias.detach().to(dtype)
+
+    def into(self, buffer: Tensor, hidden: Tensor) -> Tensor:
+        """Raw logits (n, V) of hidden states (n, D), in the first n rows of the buffer."""
+        hidden = hidden.to(buffer.dtype)
+        out = buffer[: hidden.shape[0]]
+        if self.bias is None:
+            return torch.mm(hidden, self.weight.t(), out=out)
+        return torch.addmm(self.bias, hidden, self.weight.t(), out=out)
+
+
+class _Sweep:
+    """One pass over the rows, last tile first, so that a prefix score knows what follows it."""
+
+    def __init__(
+        self,
+        job: TiledLoss,
+        inputs: tuple[Tensor, Tensor, Tensor | None],
+        needed: tuple[bool, ...],
+        dtype: torch.dtype,
+    ) -> None:
+        hidden, weight, bias = inputs
+        wide = torch.promote_types(dtype, torch.float32)
+        self.job = job
+        self.hidden = hidden
+        self.gradients = [
+            torch.zeros_like(each, dtype=wide) if need and each is not None else None
+            for each, need in zip(inputs, needed, strict=True)
+        ]
+        self.student = _Projection(weight, bias, dtype)
+        self.teacher = self._teacher_projection(dtype)
+        count = hidden.shape[0]
+        self.tile_rows = even_step(count, job.tile_rows)
+        self.block_rows = even_step(self.tile_rows, -(-job.tile_rows // BLOCKS_PER_TILE))
+        size = (self.tile_rows, weight.shape[0])
+        self.student_tile = hidden.new_empty(size, dtype=dtype)
+        self.teacher_tile = self.student_tile
+        if self.teacher is not None:
+            self.teacher_tile = hidden.new_empty(size, dtype=dtype)
+        self.values = hidden.new_zeros(count, dtype=wide)
+        self.weights = job.weights.to(wide)
+        self.weighted_from = hidden.new_zeros(count + 1, dtype=torch.float64)
+
+    def _teacher_projection(self, dtype: torch.dtype) -> _Projection | None:
+        head = self.job.teacher_head
+        if head is None:
+            return None
+        if head.weight is self.job.student_head.weight:
+            return self.student
+        return _Projection(*head.whole(), dtype)
+
+    def run(self) -> Tensor:
+        """Fill the gradients; return the values (N,)."""
+        with torch.autocast(self.hidden.device.type, enabled=False):
+            self._run()
+        return self.values
+
+    def _run(self) -> None:
+        for rows in slices_from_the_end(self.hidden.shape[0], self.tile_rows):
+            student = self.student.into(self.student_tile, self.hidden[rows])
+            teacher = student
+            if self.teacher is not None and self.job.teacher_hidden is not None:
+                teacher = self.teacher.into(self.teacher_tile, self.job.teacher_hidden[rows])
+            for block in slices_from_the_end(rows.stop - rows.start, self.block_rows):
+                here = slice(rows.start + block.start, rows.start + block.stop)
+                self._differentiate(here, student[block], teacher[block])
+            self._accumulate(rows, student)
+
+    def _differentiate(self, rows: slice, student_raw: Tensor, teacher_raw: Tensor) -> None:
+        """Write the rows' values, and their weighted gradient over the student's raw logits."""
+        job, head = self.job, self.job.student_head
+        student, teacher = head.finish(widened(student_raw)), teacher_raw
+        if job.teacher_head is not None:
+            teacher = job.teacher_head.finish(widened(teacher_raw))
+        # The divergence takes the logits' memory, so what else depends on them comes first.
+        slope = None if head.softcap is None else 1.0 - (student / head.softcap).square_()
+        policy = None if job.sequence_ends is None else student.softmax(-1)
+        if job.temperature != 1.0:
+            student, teacher = student / job.temperature, teacher / job.temperature
+        values, gradient = job.divergence.closed_form(student, teacher, job.tokens[rows])
+        self.values[rows] = values
+        if all(each is None for each in self.gradients):
+            return
+        factor = (self.weights[rows] / job.temperature).unsqueeze(-1)
+        if policy is not None:
+            self._add_prefix_score(rows, policy, gradient.mul_(factor))
+            factor = torch.ones_like(factor)
+        if slope is not None:
+            gradient.mul_(slope)
+        torch.mul(gradient, factor.mul_(head.multiplier), out=student_raw)
+
+    def _add_prefix_score(self, rows: slice, policy: Tensor, gradient: Tensor) -> None:
+        """Add (weighted values later in the sequence) * grad log p(token) (appendix A.1).
+
+        Completions are drawn at temperature 1, so that is the policy whose score is taken.
+        """
+        assert self.job.sequence_ends is not None
+        weighted = (self.values[rows] * self.weights[rows]).double()
+        following = self.weighted_from[rows.stop]
+        self.weighted_from[rows] = weighted.flip(0).cumsum(0).flip(0) + following
+        after = self.weighted_from[rows.start + 1 : rows.stop + 1]
+        later = (after - self.weighted_from[self.job.sequence_ends[rows]]).to(gradient.dtype)
+        later = later.unsqueeze(-1)
+        gradient.addcmul_(policy, later, value=-1.0)
+        gradient.scatter_add_(-1, self.job.tokens[rows].unsqueeze(-1), later)
+
+    def _accumulate(self, rows: slice, gradient: Tensor) -> None:
+        """Carry the raw logits' gradient (n, V) into hidden states, weight and bias."""
+        grad_hidden, grad_weight, grad_bias = self.gradients
+        if grad_hidden is not None:
+            grad_hidden[rows] = gradient @ self.student.weight
+        if grad_weight is not None:
+            add_outer(grad_weight, gradient, self.hidden[rows].to(gradient.dtype))
+        if grad_bias is not None:
+            grad_bias += gradient.sum(0, dtype=grad_bias.dtype)
+
+
+def add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left.T @ right, (n, V) and (n, D), to the total (V, D) in the total's own type.
+
+    Narrower factors are multiplied in their type, a slice of the vocabulary at a time, and
+    added in the wider one.
+    """
+    if left.dtype == total.dtype:
+        total.addmm_(left.t(), right)
+        return
+    for part in slices_from_the_end(total.shape[0], VOCABULARY_SLICE):
+        total[part] += left[:, part].t() @ right
+
+
+def even_step(count: int, largest: int) -> int:
+    """The step, at most ``largest``, that cuts ``count`` rows into the fewest and evenest parts."""
+    parts = max(1, -(-count // largest))
+    return max(1, -(-count // parts))
+
+
+def slices_from_the_end(stop: int, step: int) -> Iterator[slice]:
+    """Slices of at most ``step`` that cover [0, stop), the last one first."""
+    for first in reversed(range(0, stop, step)):
+        yield slice(first, min(first + step, stop))

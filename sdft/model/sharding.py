@@ -1,0 +1,146 @@
+"""Parameters that FSDP2 or tensor parallelism holds in shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.autograd.function import once_differentiable
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
+from transformers import PreTrainedModel
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a forward pass is a collective that all ranks must join."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
+    """Leave a share of each weight on this rank (FSDP2); a second call changes nothing.
+
+    A decoder layer is gathered when a forward or backward pass reaches it and dropped behind it;
+    so is the rest of the decoder. The output head is not run as a module: it stays a sharded
+    parameter, and :func:`gathered_parameter` gathers it where :mod:`sdft.model.head` reads it.
+
+    Args:
+        model: Causal language model with the same weights on every rank.
+        mesh: The ranks, one-dimensional.
+    """
+    if is_sharded(model):
+        return
+    decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
+    embedding, head = _ends(model)
+    tied = head.weight is embedding.weight
+    kinds = set(model._no_split_modules or ())
+    layers = [each for each in decoder.modules() if type(each).__name__ in kinds]
+    for unit in (*layers, decoder):
+        fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+    if tied:
+        head.weight = embedding.weight
+    for name, parameter in list(head.named_parameters()):
+        if not isinstance(parameter, DTensor):
+            shards = distribute_tensor(parameter.detach(), mesh, [Shard(0)])
+            setattr(head, name, nn.Parameter(shards, requires_grad=parameter.requires_grad))
+
+
+@contextmanager
+def gathered_weights(model: PreTrainedModel) -> Iterator[None]:
+    """Run a block with all of a model's weights on this rank, for forward passes without gradient.
+
+    Entering is a collective where the model is sharded. Inside, nothing is: ranks may run as many
+    forward passes as each of them needs.
+    """
+    if not is_sharded(model):
+        yield
+        return
+    embedding, head = _ends(model)
+    shards = dict(head.named_parameters())
+    tied = {"weight"} if head.weight is embedding.weight else set()
+    units = [each for each in model.modules() if isinstance(each, FSDPModule)]
+    with torch.inference_mode(False), torch.no_grad():  # training reads the same buffers later
+        whole = {
+            name: nn.Parameter(each.full_tensor(), requires_grad=False)
+            for name, each in shards.items()
+            if name not in tied
+        }
+        for unit in units:
+            unit.set_reshard_after_forward(False, recurse=False)
+            unit.unshard()
+    _put(head, whole | dict.fromkeys(tied, embedding.weight))
+    try:
+        yield
+    finally:
+        _put(head, shards)
+        for unit in units:
+            unit.set_reshard_after_forward(True, recurse=False)
+            unit.reshard()
+
+
+def gathered_state(model: PreTrainedModel) -> dict[str, Any] | None:
+    """A sharded model's state, whole, in the first rank's host memory and empty on the others.
+
+    A collective. Tied weights come once. None for a model that is not sharded, whose state is at
+    hand.
+    """
+    if not is_sharded(model):
+        return None
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(model, options=options)
+    names = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    return {name: each for name, each in state.items() if name in names}
+
+
+def gathered_parameter(parameter: Tensor) -> Tensor:
+    """The parameter in full on this rank, gathered if it is sharded; differentiable.
+
+    A collective where it is sharded: every rank must call it, and must run the backward pass. The
+    gradient that returns to a shard is averaged over the ranks, as FSDP does with the gradients
+    of the parameters it gathers itself.
+    """
+    if not isinstance(parameter, DTensor):
+        return parameter
+    whole: Tensor = _Gather.apply(parameter)  # type: ignore[no-untyped-call]
+    return whole
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather forward, averaging reduce-scatter backward."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: DTensor) -> Tensor:
+        ctx.mesh, ctx.placements = parameter.device_mesh, parameter.placements
+        return parameter.full_tensor()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> DTensor:
+        partial = [Partial()] * ctx.mesh.ndim
+        summed = DTensor.from_local(gradient, ctx.mesh, partial, run_check=False)
+        averaged: DTensor = summed.redistribute(placements=ctx.placements) / ctx.mesh.size()
+        return averaged
+
+
+def _ends(model: PreTrainedModel) -> tuple[Any, Any]:
+    """The input embedding and the output head."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return model.get_input_embeddings(), head
+
+
+def _put(layer: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+    for name, parameter in parameters.items():
+        setattr(layer, name, parameter)
+
+
+def from_all_ranks(value: Any) -> list[Any]:
+    """The value of every rank, in their order; a collective where there are several."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values

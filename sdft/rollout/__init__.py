@@ -1,0 +1,1 @@
+"""Rollouts: from prompts to completions, by one of several engines."""

@@ -1,0 +1,259 @@
+"""The rows of a rollout while they are decoded, several drafted tokens per forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from sdft.model.batching import groups_to_read
+from sdft.model.sharding import is_sharded
+from sdft.rollout.kv_cache import growing_cache, joined
+from sdft.rollout.stopping import Ending
+from sdft.types import Rollout, TokenIds
+
+# Drafted tokens read per forward pass, over all rows. Up to about this many tokens, reading the
+# weights takes longer than computing with them, so that a wrong draft costs little.
+DRAFT_BUDGET = 64
+# Passes without a draft after none, one, two, and more drafts in a row that failed at once.
+RESTS = (0, 0, 1, 3)
+FIRST_DRAFT = 4  # tokens of a draft read with the prompt: nobody knows yet whether it will hold
+
+
+class Decoding:
+    """Rows that still grow, their cache, and what every row has produced.
+
+    A pass reads, for every active row, its last drawn token and a draft of what follows, padded
+    on the right to the longest. Columns of the cache that hold rejected drafts or padding are
+    masked, and dropped where no row needs them.
+
+    Args:
+        model: Causal language model.
+        prompts: B non-empty token-id lists.
+        drafts: B guesses of the completions, may be empty.
+        max_new_tokens: Longest completion.
+        ending: Where a completion ends.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[TokenIds],
+        drafts: Sequence[TokenIds],
+        max_new_tokens: int,
+        ending: Ending,
+    ) -> None:
+        self._model = model
+        self._device = model.device
+        self._prompts = prompts
+        self._cache = growing_cache(model.config)
+        self._drafts = drafts if _can_drop_columns(self._cache) else [[]] * len(prompts)
+        self._places = [_places(draft) for draft in self._drafts]
+        self._max_new_tokens = max_new_tokens
+        self._ending = ending
+        self._completions: list[list[int]] = [[] for _ in prompts]
+        self._logprobs: list[list[float]] = [[] for _ in prompts]
+        self._ended = [False] * len(prompts)
+        self._reach = [FIRST_DRAFT] * len(prompts)  # how far a row's next draft may go
+        self._misses = [0] * len(prompts)  # drafts in a row that failed at their first token
+        self._rest = [0] * len(prompts)  # passes before a row's next draft
+        self.active = list(range(len(prompts)))
+
+    def prefill(self) -> Tensor:
+        """Read the prompts and the first drafts; (M, V) logits, see :meth:`append`.
+
+        ``read_rows`` and ``read_offsets``, both (M,), then say which token of which completion
+        each of them predicts.
+        """
+        groups = self._prefill_groups()
+        self.active = [row for group in groups for row in group]
+        self._propose()
+        drafts = dict(zip(self.active, self._proposed, strict=True))
+        logits, masks, caches = zip(
+            *(self._read_prompts(group, drafts) for group in groups), strict=True
+        )
+        width = max(mask.shape[1] for mask in masks)
+        self._mask = torch.cat([F.pad(mask, (width - mask.shape[1], 0)) for mask in masks])
+        self._cache = joined(caches)
+        return self._asked(torch.cat(logits))
+
+    def step(self) -> Tensor:
+        """Read each active row's last token and its draft; (M, V) logits."""
+        self._propose()
+        ids = [
+            [self._completions[row][-1], *draft, *[0] * (self._num_drafted - len(draft))]
+            for row, draft in zip(self.active, self._proposed, strict=True)
+        ]
+        read = [len(self._prompts[row]) + len(self._completions[row]) - 1 for row in self.active]
+        positions = self._tensor(read)[:, None] + torch.arange(len(ids[0]), device=self._device)
+        self._mask = torch.cat([self._mask, self._mask.new_ones(positions.shape)], dim=1)
+        return self._asked(self._read(self._tensor(ids), positions, self._mask, self._cache))
+
+    def append(self, tokens: Tensor, logprobs: Tensor) -> None:
+        """Keep each row's draws up to the first that differs from its draft.
+
+        Args:
+            tokens: (M,) one draw per logit row that :meth:`prefill` or :meth:`step` returned:
+                for every active row, one after its last token and one after each drafted token.
+            logprobs: (M,) their log-probabilities.
+        """
+        draws = list(zip(tokens.tolist(), logprobs.tolist(), strict=True))
+        start, kept = 0, []
+        for row, draft in zip(self.active, self._proposed, strict=True):
+            kept.append(self._extend(row, draft, draws[start : start + len(draft) + 1]))
+            start += len(draft) + 1
+        self._forget_rejected(kept)
+        self._drop_ended()
+
+    def rollout(self) -> Rollout:
+        """What every row has produced."""
+        return Rollout(
+            completions=self._completions,
+            logprobs=self._logprobs,
+            ended=self._ended,
+        )
+
+    def _extend(self, row: int, draft: TokenIds, draws: list[tuple[int, float]]) -> int:
+        """Take a row's draws while they agree with its draft; the number of drafts confirmed."""
+        for confirmed, (token, logprob) in enumerate(draws):
+            self._completions[row].append(token)
+            self._logprobs[row].append(logprob)
+            self._ended[row] = self._ending.ends(self._completions[row])
+            agrees = confirmed < len(draft) and token == draft[confirmed]
+            if not agrees or self._ended[row]:
+                break
+        # A draft that held is trusted twice as far, one that failed little further than it held.
+        self._reach[row] = 2 * confirmed + 1
+        if draft:
+            self._misses[row] = 0 if confirmed else self._misses[row] + 1
+            self._rest[row] = RESTS[min(self._misses[row], len(RESTS) - 1)]
+        return confirmed
+
+    def _propose(self) -> None:
+        """Choose the next draft of every active row."""
+        share = DRAFT_BUDGET // len(self.active)
+        self._proposed = [self._proposal(row, share) for row in self.active]
+        self._num_drafted = max(map(len, self._proposed))
+
+    def _proposal(self, row: int, longest: int) -> TokenIds:
+        """A row's next draft; none while it rests, because several have failed."""
+        if self._rest[row]:
+            self._rest[row] -= 1
+            return []
+        return self._continuation(row)[: min(longest, self._reach[row], self._room(row) - 1)]
+
+    def _room(self, row: int) -> int:
+        return self._max_new_tokens - len(self._completions[row])
+
+    def _continuation(self, row: int) -> TokenIds:
+        """The rest of a row's draft, behind where its last token stands in the draft.
+
+        Of several places the nearest counts; without any, the draft has nothing to say.
+        """
+        draft, completion = self._drafts[row], self._completions[row]
+        if not completion:
+            return draft
+        here = len(completion) - 1
+        places = self._places[row].get(completion[-1], ())
+        nearest = min(places, key=lambda place: abs(place - here), default=len(draft))
+        return draft[nearest + 1 :]
+
+    def _prefill_groups(self) -> list[list[int]]:
+        """Prompts to read together: where lengths differ, padding would be most of the work."""
+        if is_sharded(self._model) or not _can_drop_columns(self._cache):
+            return [self.active]
+        return groups_to_read([len(prompt) for prompt in self._prompts], self._device)
+
+    def _read_prompts(
+        self, rows: Sequence[int], drafts: Mapping[int, TokenIds]
+    ) -> tuple[Tensor, Tensor, DynamicCache]:
+        """Logits, mask and cache of some rows, padded on the left."""
+        prompts = [self._prompts[row] for row in rows]
+        width = max(map(len, prompts))
+        ids = [
+            [0] * (width - len(prompt))
+            + [*prompt, *drafts[row], *[0] * (self._num_drafted - len(drafts[row]))]
+            for row, prompt in zip(rows, prompts, strict=True)
+        ]
+        pad = self._tensor([width - len(prompt) for prompt in prompts])[:, None]
+        columns = torch.arange(width + self._num_drafted, device=self._device)
+        mask = columns >= pad
+        cache = growing_cache(self._model.config)
+        return self._read(self._tensor(ids), (columns - pad).clamp(min=0), mask, cache), mask, cache
+
+    def _read(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+        """Logits behind the last token known and behind every drafted one, (rows, n + 1, V)."""
+        logits: Tensor = self._model(
+            input_ids=ids,
+            attention_mask=None if mask.all() else mask.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=self._num_drafted + 1,
+        ).logits
+        return logits
+
+    def _asked(self, logits: Tensor) -> Tensor:
+        """Of the logits of all active rows those that no padding stands for; (M, V)."""
+        lengths = self._tensor([len(draft) for draft in self._proposed])
+        ahead = torch.arange(self._num_drafted + 1, device=self._device)
+        asked = ahead <= lengths[:, None]
+        drawn = self._tensor([len(self._completions[row]) for row in self.active])
+        self.read_rows = self._tensor(self.active)[:, None].expand(asked.shape)[asked]
+        self.read_offsets = (drawn[:, None] + ahead)[asked]
+        return logits.flatten(0, 1) if asked.all() else logits[asked]
+
+    def _forget_rejected(self, confirmed: list[int]) -> None:
+        """Mask the drafted columns that were not confirmed; drop those no row needs."""
+        if not self._num_drafted:
+            return
+        columns = torch.arange(self._num_drafted, device=self._device)
+        self._mask[:, -self._num_drafted :] = columns < self._tensor(confirmed)[:, None]
+        surplus = self._num_drafted - max(confirmed)
+        if surplus:
+            self._cache.crop(-surplus)
+            self._mask = self._mask[:, :-surplus]
+
+    def _drop_ended(self) -> None:
+        keep = [
+            index
+            for index, row in enumerate(self.active)
+            if not self._ended[row] and self._room(row)
+        ]
+        if 0 < len(keep) < len(self.active):
+            rows = self._tensor(keep)
+            self._mask = self._mask.index_select(0, rows)
+            self._cache.batch_select_indices(rows)
+            self._drop_unread_columns()
+        self.active = [self.active[index] for index in keep]
+
+    def _drop_unread_columns(self) -> None:
+        """Drop what no row left reads: the padding beside longer prompts, and rejected drafts."""
+        read = self._mask.any(0)
+        if read.all() or not _can_drop_columns(self._cache):
+            return
+        self._mask = self._mask[:, read]
+        layers: list[Any] = self._cache.layers
+        for layer in layers:
+            layer.keys, layer.values = layer.keys[:, :, read], layer.values[:, :, read]
+
+    def _tensor(self, values: list[int] | list[list[int]]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self._device)
+
+
+def _places(draft: TokenIds) -> dict[int, list[int]]:
+    """Where each token of a draft stands in it."""
+    found: dict[int, list[int]] = {}
+    for place, token in enumerate(draft):
+        found.setdefault(token, []).append(place)
+    return found
+
+
+def _can_drop_columns(cache: DynamicCache) -> bool:
+    """Whether every layer keeps all columns: a sliding window slides over rejected ones too."""
+    return all(isinstance(layer, DynamicLayer) and not layer.is_sliding for layer in cache.layers)

@@ -1,0 +1,132 @@
+"""The ``generate`` engine: transformers' own decoding loop around our sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from sdft.model.modes import evaluation_mode
+from sdft.model.sharding import gathered_weights
+from sdft.rollout.request import RolloutRequest, SamplingSettings
+from sdft.rollout.sampling import draw
+from sdft.rollout.stopping import Ending
+from sdft.types import Rollout, TokenIds
+
+
+class GenerateEngine:
+    """Sample with transformers' ``generate``, for models with a forward pass of their own.
+
+    Every token is drawn here, from the raw logits, with the noise of the given seeds;
+    ``generate`` is handed the choice as the only token left and takes it greedily. Truncation and
+    log-probabilities are therefore those of the in-place engine, nothing of the model's shipped
+    generation settings applies, the global random state is not touched, and of the logits no more
+    than one step's are held. Drafts are not used.
+
+    Args:
+        static_cache: Use a cache of fixed size; on a CUDA device transformers then compiles the
+            decoding step and replays it as CUDA graphs.
+    """
+
+    def __init__(self, static_cache: bool = False) -> None:
+        self.static_cache = static_cache
+
+    def __call__(self, model: PreTrainedModel, request: RolloutRequest) -> Rollout:
+        """B completions in the order of the prompts; see :func:`sdft.rollout.in_place.sample`."""
+        prompts, settings, ending = request.prompts, request.settings, request.ending
+        width = max(map(len, prompts))
+        choice = _Choice(settings, request.noise(model.device))
+        generate: Any = model.generate  # a mixin of the model's own class
+        modes = evaluation_mode(model), neutral_generation_config(model)
+        with gathered_weights(model), torch.inference_mode(), modes[0], modes[1]:
+            ids = generate(
+                **_left_padded(prompts, width, model.device),
+                generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
+                    max_new_tokens=settings.max_new_tokens,
+                    do_sample=False,
+                    use_cache=True,
+                    cache_implementation="static" if self.static_cache else None,
+                ),
+                logits_processor=LogitsProcessorList([choice]),
+                stopping_criteria=StoppingCriteriaList([_AllEnded(ending, width, len(prompts))]),
+            )
+        drawn = ids[:, width:].tolist()
+        cuts = [ending.cut(tokens) for tokens in drawn]
+        logprobs = torch.stack(choice.logprobs, dim=1).tolist()
+        return Rollout(
+            completions=[completion for completion, _ in cuts],
+            logprobs=[
+                row[: len(completion)] for row, (completion, _) in zip(logprobs, cuts, strict=True)
+            ],
+            ended=[ended for _, ended in cuts],
+        )
+
+
+@contextmanager
+def neutral_generation_config(model: PreTrainedModel) -> Iterator[None]:
+    """Run a block without the generation settings the model was shipped with.
+
+    ``generate`` fills whatever a given configuration leaves open from them: end tokens,
+    penalties, truncation.
+    """
+    shipped = model.generation_config
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        model.generation_config = shipped
+
+
+class _Choice(LogitsProcessor):
+    """Draws every row's next token and bans all others."""
+
+    def __init__(self, settings: SamplingSettings, noise: Tensor | None) -> None:
+        self._settings = settings
+        self._noise = noise
+        self.logprobs: list[Tensor] = []  # one (B,) per step
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, V) logits to (B, V) with the drawn token alone left."""
+        noise = None if self._noise is None else self._noise[:, len(self.logprobs)]
+        tokens, logprobs = draw(scores, self._settings, noise)
+        self.logprobs.append(logprobs)
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
+
+
+class _AllEnded(StoppingCriteria):
+    """Stops once every row has ended; what a row says after its end is cut off later."""
+
+    def __init__(self, ending: Ending, width: int, num_rows: int) -> None:
+        self._ending = ending
+        self._width = width
+        self._ended = [False] * num_rows
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:
+        """(B, L) ids so far to (B,) flags."""
+        tails = input_ids[:, self._width :][:, -self._ending.reach :].tolist()
+        for row, tail in enumerate(tails):
+            self._ended[row] = self._ended[row] or self._ending.ends(tail)
+        return torch.tensor(self._ended, device=input_ids.device)
+
+
+def _left_padded(
+    prompts: Sequence[TokenIds], width: int, device: torch.device
+) -> dict[str, Tensor]:
+    pads = [width - len(prompt) for prompt in prompts]
+    ids = [[0] * pad + prompt for pad, prompt in zip(pads, prompts, strict=True)]
+    mask = [[0] * pad + [1] * (width - pad) for pad in pads]
+    return {
+        "input_ids": torch.tensor(ids, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+    }

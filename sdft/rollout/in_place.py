@@ -1,0 +1,173 @@
+"""From prompts to completions: sampling from a causal language model (algorithm, step 2).
+
+The training weights are run in place: evaluation and inference mode, one prefill of the
+left-padded prompts, then a key-value cache; rows leave the batch as they end. All sampling
+noise comes from seeds of its own, so rollouts neither read nor disturb the global random state.
+
+Every token of a completion has a uniform number of its own, drawn before the first pass, that
+picks it from the model's distribution. What a row says is therefore a function of the weights,
+its prompt and its seed, whatever rows it shares its passes with.
+
+A draft, a guess of the completion, lets one forward pass read several tokens. At every drafted
+position a token is drawn from the model's own distribution; draws are kept up to and including
+the first that differs from the draft, because each of them was conditioned on exactly the tokens
+before it. So a draft saves passes and changes nothing else. In self-distillation the
+demonstration is a natural draft: the better the student has learnt it, the fewer passes a rollout
+takes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import count
+
+import torch
+from transformers import PreTrainedModel
+
+from sdft.model.cpu_layout import can_pack, packed_linears
+from sdft.model.modes import evaluation_mode, grouped_heads
+from sdft.model.sharding import gathered_weights, is_sharded
+from sdft.rollout.decoder import Decoding
+from sdft.rollout.request import RolloutRequest
+from sdft.rollout.sampling import draw
+from sdft.types import Rollout, TokenIds
+
+# Packing costs about what it saves in this many steps, so a rollout that takes so many is likely
+# to gain from it.
+STEPS_BEFORE_PACKING = 5
+DTYPES = ("float32", "bfloat16")
+
+
+def sample(model: PreTrainedModel, request: RolloutRequest) -> Rollout:
+    """Draw one completion per prompt.
+
+    Args:
+        model: Causal language model; its weights are read in place.
+        request: B prompts and how to continue them.
+
+    Returns:
+        B completions in the order of the prompts.
+    """
+    prompts, settings, noise = request.prompts, request.settings, request.noise(model.device)
+    drafts = request.drafts or [[]] * len(prompts)
+    decoding = Decoding(model, prompts, drafts, settings.max_new_tokens, request.ending)
+    with (
+        gathered_weights(model),
+        torch.inference_mode(),
+        evaluation_mode(model),
+        grouped_heads(model.device),
+        ExitStack() as packing,
+    ):
+        logits = decoding.prefill()
+        for num_steps in count():
+            chosen = None if noise is None else noise[decoding.read_rows, decoding.read_offsets]
+            decoding.append(*draw(logits, settings, chosen))
+            if not decoding.active:
+                break
+            if num_steps == STEPS_BEFORE_PACKING and can_pack(model):
+                packing.enter_context(packed_linears(model))
+            logits = decoding.step()
+    return decoding.rollout()
+
+
+class InPlaceEngine:
+    """Decode with :func:`sdft.rollout.in_place.sample`; the default.
+
+    Args:
+        dtype: What rollouts are computed in: float32, the training weights themselves, or
+            bfloat16, a copy of them, written anew before every rollout, half as large and half as
+            long to read. The student is then not quite the sampler, which ``importance_clip``
+            corrects. Greedy completions, as evaluation asks for, are always float32.
+        max_cache_tokens: Prompts and completions, padding included, that are decoded together:
+            a bound of the key-value cache. Longer requests are decoded in parts, prompts of
+            similar length together. Completions do not depend on it.
+
+    Raises:
+        ValueError: A value is out of range, or the device does not compute in bfloat16.
+    """
+
+    def __init__(self, dtype: str = "float32", max_cache_tokens: int = 65536) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype of in_place is {dtype}; it must be {' or '.join(DTYPES)}")
+        if dtype == "bfloat16" and not computes_in_bfloat16():
+            raise ValueError(
+                "dtype of in_place is bfloat16, in which this machine does not compute; set it "
+                "to float32"
+            )
+        if max_cache_tokens < 1:
+            raise ValueError(f"max_cache_tokens is {max_cache_tokens}; it must be at least 1")
+        self.dtype = dtype
+        self.max_cache_tokens = max_cache_tokens
+        self._copy: PreTrainedModel | None = None
+
+    def __call__(self, model: PreTrainedModel, request: RolloutRequest) -> Rollout:
+        """B completions in the order of the prompts; see :func:`sdft.rollout.in_place.sample`.
+
+        Raises:
+            ValueError: The copy is asked for, and the weights are spread over ranks.
+        """
+        if self.dtype != "float32" and request.settings.temperature > 0:
+            model = self._bfloat16_copy(model)
+        if is_sharded(model):  # every call is a collective, so all ranks make one
+            return sample(model, request)
+        lengths = [len(prompt) + request.settings.max_new_tokens for prompt in request.prompts]
+        parts = list(_parts(lengths, self.max_cache_tokens))
+        if len(parts) == 1:
+            return sample(model, request)
+        return _joined([(part, sample(model, _rows(request, part))) for part in parts])
+
+    @torch.no_grad()
+    def _bfloat16_copy(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model with today's weights; buffers, such as rotary frequencies, stay as they are."""
+        if is_sharded(model):
+            raise ValueError(
+                "dtype of in_place is bfloat16: sharded weights have no copy; use vllm"
+            )
+        if self._copy is None:
+            self._copy = copy.deepcopy(model).requires_grad_(False)
+            for parameter in self._copy.parameters():
+                parameter.data = parameter.data.to(torch.bfloat16)
+        torch._foreach_copy_(list(self._copy.parameters()), list(model.parameters()))
+        return self._copy
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether the device has instructions for bfloat16, so that it is faster there."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _parts(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Rows in order of length, cut where the padded tokens of a part would pass the budget."""
+    part: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        if part and (len(part) + 1) * lengths[row] > budget:
+            yield part
+            part = []
+        part.append(row)
+    yield part
+
+
+def _rows(request: RolloutRequest, rows: list[int]) -> RolloutRequest:
+    """The request for some of the rows."""
+    seeds, drafts = request.seeds, request.drafts
+    return replace(
+        request,
+        prompts=[request.prompts[row] for row in rows],
+        seeds=None if seeds is None else [seeds[row] for row in rows],
+        drafts=None if drafts is None else [drafts[row] for row in rows],
+    )
+
+
+def _joined(parts: list[tuple[list[int], Rollout]]) -> Rollout:
+    """One rollout of rollouts for some rows each."""
+    found: dict[int, tuple[TokenIds, list[float], bool]] = {}
+    for rows, rollout in parts:
+        columns = zip(rollout.completions, rollout.logprobs, rollout.ended, strict=True)
+        found.update(zip(rows, columns, strict=True))
+    completions, logprobs, ended = zip(*(found[row] for row in sorted(found)), strict=True)
+    return Rollout(list(completions), list(logprobs), list(ended))

@@ -1,0 +1,74 @@
+"""A key-value cache that a decoding pass extends in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache, PretrainedConfig
+from transformers.cache_utils import DynamicLayer
+
+ROOM = 64  # columns of a new buffer that are still empty
+
+
+class GrowingLayer(DynamicLayer):
+    """A layer that writes new columns behind the old ones, where transformers' copies them all.
+
+    ``keys`` and ``values`` are the filled columns of two buffers. Whoever sets them to something
+    else, as selecting rows does, gets new buffers with the next columns.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._buffers: dict[str, Tensor] = {}
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """All keys and values, (B, H, L + n, D) each, of new ones of shape (B, H, n, D)."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        keys = self.keys = self._extended("keys", key_states)
+        values = self.values = self._extended("values", value_states)
+        return keys, values
+
+    def _extended(self, name: str, new: Tensor) -> Tensor:
+        old: Tensor = getattr(self, name)
+        width = old.shape[2] + new.shape[2]
+        buffer = self._buffers.get(name)
+        begins = buffer is not None and old.data_ptr() == buffer.data_ptr()
+        if buffer is None or not begins or width > buffer.shape[2]:
+            batch, heads, _, size = new.shape
+            buffer = self._buffers[name] = new.new_empty(batch, heads, width + ROOM, size)
+            buffer[:, :, : old.shape[2]] = old
+        buffer[:, :, old.shape[2] : width] = new
+        return buffer[:, :, :width]
+
+
+def growing_cache(config: PretrainedConfig) -> DynamicCache:
+    """A model's cache from transformers, plain layers replaced; sliding windows keep theirs."""
+    cache = DynamicCache(config=config)
+    cache.layers = [
+        GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
+    return cache
+
+
+def joined(caches: Sequence[DynamicCache]) -> DynamicCache:
+    """One cache for the rows of several, padded on the left; plain layers alone."""
+    if len(caches) > 1:
+        width = max(cache.get_seq_length() for cache in caches)
+        layers: Iterable[Sequence[Any]] = zip(*(cache.layers for cache in caches), strict=True)
+        for same in layers:
+            same[0].keys = torch.cat([_widened(layer.keys, width) for layer in same])
+            same[0].values = torch.cat([_widened(layer.values, width) for layer in same])
+    return caches[0]
+
+
+def _widened(states: Tensor, width: int) -> Tensor:
+    """(B, H, L, D) padded on the left to (B, H, width, D)."""
+    return F.pad(states, (0, 0, width - states.shape[2], 0))

@@ -1,0 +1,1 @@
+"""Tasks: their rows, their prompts, and where both come from."""

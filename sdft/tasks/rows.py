@@ -1,0 +1,203 @@
+"""The schema of a task's rows: plain values in, :class:`Demonstration` out, or a clear error.
+
+A row has ``id``, ``prompt`` (a string, or chat messages whose last is the user's),
+``demonstration``, ``answer``, and if wanted ``context``, ``meta`` and ``task``. The same checks
+hold for rows of a JSON Lines file and of a hub data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sdft.runs.jsonl import check_json, read_records
+from sdft.types import Demonstration, Message
+
+FIELDS = ("id", "task", "prompt", "demonstration", "answer", "context", "meta")
+ROLES = ("system", "user", "assistant")
+
+
+def read_rows(
+    path: Path,
+    task: str,
+    *,
+    needs_demonstration: bool,
+    needs_answer: bool = True,
+    context_field: str | None = None,
+) -> list[Demonstration]:
+    """Read and check all rows of a JSON Lines file.
+
+    Args:
+        path: The file.
+        task: The name the rows get, whatever their own ``task`` says.
+        needs_demonstration: Whether an empty or absent demonstration is an error, as it is in
+            training rows.
+        needs_answer: Whether an absent answer is an error, as it is in all rows that are scored.
+        context_field: Dotted path of the value that becomes the row's context, such as
+            ``meta.document``; None takes the field ``context``.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A row breaks the schema, two rows have one id, or there are no rows. The
+            message names file, line and field.
+    """
+    rows = []
+    first_place: dict[str, str] = {}
+    for where, record in read_records(path):
+        check_fields(record, where)
+        if context_field is not None:
+            record = {**record, "context": _value_at(record, context_field, where)}
+        if not needs_answer:
+            record = {"answer": "none", **record}
+        row = row_from(record, task, where, needs_demonstration=needs_demonstration)
+        if row.id in first_place:
+            raise ValueError(
+                f"{where}: field 'id': {row.id!r:.80} is also the id of {first_place[row.id]}; "
+                "ids must be unique within a task"
+            )
+        first_place[row.id] = where
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{path}: has no rows; write one JSON object a line")
+    return rows
+
+
+def row_from(
+    record: Mapping[str, Any], task: str, where: str, *, needs_demonstration: bool
+) -> Demonstration:
+    """Check one record and make it a row.
+
+    Args:
+        record: Field -> value.
+        task: The name the row gets.
+        where: The record's place, for errors.
+        needs_demonstration: Whether the demonstration may not be empty or absent.
+
+    Raises:
+        ValueError: The record breaks the schema; the message names place and field.
+    """
+    check_fields(record, where)
+    if not needs_demonstration:
+        record = {"demonstration": "", **record}
+    return Demonstration(
+        id=_text(record, "id", where),
+        task=task,
+        prompt=_prompt(_present(record, "prompt", where), f"{where}: field 'prompt'"),
+        demonstration=_text(record, "demonstration", where, may_be_empty=not needs_demonstration),
+        answer=_answer(record, where),
+        context=None if record.get("context") is None else _text(record, "context", where),
+        meta=_meta(record, where),
+    )
+
+
+def check_fields(record: Mapping[str, Any], where: str) -> None:
+    """Check that all fields are known and hold clean JSON.
+
+    Raises:
+        ValueError: They do not; the message names place and field.
+    """
+    for name, value in record.items():
+        if name not in FIELDS:
+            raise ValueError(
+                f"{where}: unknown field {name!r:.80}; a row has {', '.join(FIELDS)}: "
+                "put other values under 'meta'"
+            )
+        check_json(value, f"{where}: field {name!r}")
+    if not isinstance(record.get("task", ""), str):
+        raise ValueError(f"{where}: field 'task': {record['task']!r:.80} is not a string")
+
+
+def _present(record: Mapping[str, Any], name: str, where: str) -> Any:
+    if record.get(name) is None:
+        state = "is null" if name in record else "is missing"
+        raise ValueError(f"{where}: field {name!r} {state}; every row needs it")
+    return record[name]
+
+
+def _text(record: Mapping[str, Any], name: str, where: str, *, may_be_empty: bool = False) -> str:
+    return _checked_text(
+        _present(record, name, where), f"{where}: field {name!r}", may_be_empty=may_be_empty
+    )
+
+
+def _checked_text(value: object, where: str, *, may_be_empty: bool = False) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {value!r:.80} is not a string; write it in quotes")
+    if not value.strip() and not may_be_empty:
+        raise ValueError(f"{where} is empty; give it some text")
+    return value
+
+
+def _prompt(value: object, where: str) -> tuple[Message, ...]:
+    if isinstance(value, str):
+        return (Message(role="user", content=_checked_text(value, where)),)
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{where}: {value!r:.80} is neither a string nor a list of messages")
+    messages = tuple(
+        _message(item, f"{where}, message {number}") for number, item in enumerate(value, start=1)
+    )
+    _check_roles([message["role"] for message in messages], where)
+    return messages
+
+
+def _message(value: object, where: str) -> Message:
+    if not isinstance(value, Mapping) or value.keys() != {"role", "content"}:
+        raise ValueError(f"{where}: {value!r:.80} is not an object with 'role' and 'content' alone")
+    if value["role"] not in ROLES:
+        raise ValueError(f"{where}: unknown role {value['role']!r:.80}; use {', '.join(ROLES)}")
+    return Message(role=value["role"], content=_checked_text(value["content"], where))
+
+
+def _check_roles(roles: list[str], where: str) -> None:
+    if roles[-1] != "user":
+        raise ValueError(
+            f"{where}: the last message is the {roles[-1]}'s; it must be the user's, "
+            "and the reply to it belongs in 'demonstration'"
+        )
+    if "system" in roles[1:]:
+        raise ValueError(f"{where}: a system message after the first message; move it to the front")
+
+
+def _answer(record: Mapping[str, Any], where: str) -> Any:
+    answer = _present(record, "answer", where)
+    return _text(record, "answer", where) if isinstance(answer, str) else answer
+
+
+def _meta(record: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    meta = record.get("meta")
+    if meta is None:
+        return {}
+    if not isinstance(meta, Mapping):
+        raise ValueError(f"{where}: field 'meta': {meta!r:.80} is not an object; write {{...}}")
+    return meta
+
+
+def _value_at(record: Mapping[str, Any], dotted_path: str, where: str) -> Any:
+    value: Any = record
+    for key in dotted_path.split("."):
+        if not isinstance(value, Mapping) or value.get(key) is None:
+            known = ", ".join(value) if isinstance(value, Mapping) else "none"
+            raise ValueError(
+                f"{where}: context_field {dotted_path!r}: there is no {key!r:.80}; "
+                f"the keys there are: {known:.400}"
+            )
+        value = value[key]
+    return value
+
+
+def check_unique_ids(splits: Mapping[str, Iterable[Demonstration]], task: str) -> None:
+    """Check that no id occurs twice in a task, in one split or in two.
+
+    Raises:
+        ValueError: One does; the message names it and both splits.
+    """
+    split_of: dict[str, str] = {}
+    for split, rows in splits.items():
+        for row in rows:
+            if row.id in split_of:
+                raise ValueError(
+                    f"task {task!r}: the id {row.id!r:.80} occurs in {split_of[row.id]} and "
+                    f"again in {split}; ids must be unique within a task"
+                )
+            split_of[row.id] = split

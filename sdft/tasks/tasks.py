@@ -1,0 +1,243 @@
+"""A task: its rows in three splits, and the scorer of its completions.
+
+Rows come from a generator, from a folder of JSON Lines files, or from the Hugging Face hub. All
+of them are checked when the task is loaded, the gold answers against the scorer too, so that a
+bad row stops a run before it starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from sdft.scorers.scorer_registry import SCORER_OF_SCORING, SCORERS, Scorer, get_scorer
+from sdft.tasks.generated import SPLITS, Split, generate
+from sdft.tasks.hub import kept_indices, load_hub_split, matching, rows_from_dataset
+from sdft.tasks.rows import check_unique_ids, read_rows
+from sdft.tasks.task_spec import TaskSpec
+from sdft.types import Demonstration
+
+__all__ = ["NUM_GENERATED", "SCORER_OF_GENERATOR", "Task", "TaskSpec", "load_task", "load_tasks"]
+
+NUM_GENERATED: dict[Split, int] = {"train": 512, "validation": 64, "test": 64}
+SCORER_OF_GENERATOR = {"routing": "exact_label", "tool_call": "tool_call", "new_facts": "contains"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A loaded task.
+
+    Args:
+        name: As the spec has it.
+        scorer_name: The scorer's name.
+        scorer: (completion, row) -> score in [0, 1].
+        train: Rows to learn from; each has a demonstration.
+        validation: Rows of the accuracy matrix.
+        test: Rows scored once at the end; may be empty.
+        source: A sentence that says where the rows came from.
+    """
+
+    name: str
+    scorer_name: str
+    scorer: Scorer
+    train: tuple[Demonstration, ...]
+    validation: tuple[Demonstration, ...]
+    test: tuple[Demonstration, ...]
+    source: str
+
+    def digests(self) -> dict[str, str]:
+        """A short digest of each split's rows in order: another version of the data differs."""
+        return {split: _digest(getattr(self, split)) for split in SPLITS}
+
+
+Splits = dict[str, tuple[Demonstration, ...]]
+
+
+def load_tasks(specs: Sequence[TaskSpec], seed: int = 0) -> tuple[Task, ...]:
+    """Load tasks in the order given.
+
+    Raises:
+        ValueError: No task, a name given twice, or what :func:`load_task` raises.
+    """
+    names = [spec.name for spec in specs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if not names:
+        raise ValueError("there are no tasks; list at least one")
+    if twice:
+        raise ValueError(f"task names given twice: {', '.join(twice)}; give each task its own name")
+    return tuple(load_task(spec, seed) for spec in specs)
+
+
+def load_task(spec: TaskSpec, seed: int = 0) -> Task:
+    """Load a task's rows and check all of them.
+
+    Args:
+        spec: What to load.
+        seed: Chooses the rows where fewer than there are were asked for, and seeds generators.
+
+    Raises:
+        FileNotFoundError: The folder, or a file it must have, does not exist.
+        ValueError: A bad row, a gold answer that does not suit the scorer, fewer rows than
+            asked for, or no scorer.
+        RuntimeError: The hub data set could not be loaded.
+    """
+    splits, source = _load_splits(spec, seed)
+    if spec.prompts_only:
+        splits["train"] = tuple(replace(row, demonstration="") for row in splits["train"])
+    check_unique_ids(splits, spec.name)
+    scorer_name = spec.scorer or _default_scorer(spec, splits)
+    scorer = get_scorer(scorer_name, spec.judge)
+    scored: Splits = {split: splits[split] for split in SPLITS if not _is_prompts(spec, split)}
+    _check_rows(scored, spec.name, scorer)
+    return Task(
+        name=spec.name,
+        scorer_name=scorer_name,
+        scorer=scorer,
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits["test"],
+        source=source,
+    )
+
+
+def _check_rows(splits: Splits, task: str, scorer: Scorer) -> None:
+    for split, rows in splits.items():
+        for row in rows:
+            try:
+                scorer.gold(row)
+            except ValueError as error:
+                raise ValueError(f"task {task!r}, {split}: {error}") from error
+
+
+def _load_splits(spec: TaskSpec, seed: int) -> tuple[Splits, str]:
+    if spec.generator is not None:
+        return (
+            _generated_splits(spec, spec.generator, seed),
+            f"made by the generator {spec.generator!r} with seed {seed}",
+        )
+    folder = None if spec.path is None else Path(spec.path)
+    if folder is not None and (folder.is_dir() or spec.hub_id is None):
+        passed_over = "" if spec.hub_id is None else f"; not from the hub data set {spec.hub_id!r}"
+        return _folder_splits(spec, folder, seed), f"read from the folder {folder}{passed_over}"
+    assert spec.hub_id is not None  # a spec without any source is refused when it is made
+    passed_over = "" if folder is None else f", for the folder {folder} does not exist"
+    revision = "its newest revision" if spec.revision is None else f"revision {spec.revision}"
+    return (
+        _hub_splits(spec, spec.hub_id, seed),
+        f"read from the hub data set {spec.hub_id!r} at {revision}{passed_over}",
+    )
+
+
+def _generated_splits(spec: TaskSpec, generator: str, seed: int) -> Splits:
+    splits: Splits = {}
+    for split in SPLITS:
+        number = spec.num_rows(split)
+        number = NUM_GENERATED[split] if number is None else number
+        try:
+            rows = generate(generator, split, number, seed, **(spec.generator_options or {}))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"task {spec.name!r}, generator_options: {error}") from error
+        splits[split] = tuple(replace(row, task=spec.name) for row in rows)
+    return splits
+
+
+def _folder_splits(spec: TaskSpec, folder: Path, seed: int) -> Splits:
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"task {spec.name!r}: path {str(folder)!r} is not a folder (looked for "
+            f"{folder.absolute()}); give a folder with train.jsonl and validation.jsonl"
+        )
+    splits: Splits = {}
+    for split in SPLITS:
+        path = folder / f"{split}.jsonl"
+        rows: list[Demonstration] = []
+        if path.exists():
+            rows = read_rows(
+                path,
+                spec.name,
+                needs_demonstration=split == "train" and not spec.prompts_only,
+                needs_answer=not _is_prompts(spec, split),
+                context_field=spec.context_field,
+            )
+        elif split != "test":
+            raise FileNotFoundError(
+                f"task {spec.name!r}: there is no file {path}; "
+                "a task's folder has train.jsonl, validation.jsonl and, if wanted, test.jsonl"
+            )
+        kept = _kept(rows, spec, split)
+        splits[split] = tuple(kept[index] for index in _chosen(len(kept), spec, split, seed))
+    return splits
+
+
+def _kept(rows: list[Demonstration], spec: TaskSpec, split: Split) -> list[Demonstration]:
+    """The rows for which the task's condition holds."""
+    if spec.path_where is None or not rows:
+        return rows
+    named = ({field.name: getattr(row, field.name) for field in fields(row)} for row in rows)
+    option = f"task {spec.name!r}: path_where"
+    return [rows[index] for index in matching(named, spec.path_where, option, split)]
+
+
+def _hub_splits(spec: TaskSpec, hub_id: str, seed: int) -> Splits:
+    names = {split: split for split in SPLITS} if spec.splits is None else spec.splits
+    splits: Splits = dict.fromkeys(SPLITS, ())
+    for split in SPLITS:
+        if split not in names:
+            _chosen(0, spec, split, seed)  # an error if rows of it were asked for
+            continue
+        dataset = load_hub_split(spec.name, hub_id, spec.config_name, spec.revision, names[split])
+        kept = kept_indices(dataset, spec.where, spec.name, split)
+        splits[split] = tuple(
+            rows_from_dataset(
+                dataset,
+                [kept[index] for index in _chosen(len(kept), spec, split, seed)],
+                spec.name,
+                split,
+                spec.columns,
+                needs_demonstration=split == "train" and not spec.prompts_only,
+            )
+        )
+    return splits
+
+
+def _is_prompts(spec: TaskSpec, split: Split) -> bool:
+    return split == "train" and spec.prompts_only
+
+
+def _chosen(num_present: int, spec: TaskSpec, split: Split, seed: int) -> list[int]:
+    """Which rows of a split to use, ascending: a larger number keeps those of a smaller one."""
+    number = spec.num_rows(split)
+    if number is None:
+        return list(range(num_present))
+    if number > num_present:
+        raise ValueError(
+            f"task {spec.name!r}: num_{split} asks for {number} rows, but there are {num_present}; "
+            "ask for fewer, or for none in particular to use all"
+        )
+    order = list(range(num_present))
+    random.Random(f"{seed}/{split}").shuffle(order)
+    return sorted(order[:number])
+
+
+def _digest(rows: Sequence[Demonstration]) -> str:
+    values = [(row.id, row.prompt, row.demonstration, row.answer, row.context) for row in rows]
+    text = json.dumps(values, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _default_scorer(spec: TaskSpec, splits: Splits) -> str:
+    if spec.generator is not None:
+        return SCORER_OF_GENERATOR[spec.generator]
+    scorings = {str(row.meta.get("scoring")) for rows in splits.values() for row in rows}
+    known = SCORER_OF_SCORING.keys() & scorings
+    if len(scorings) != 1 or not known:
+        raise ValueError(
+            f"task {spec.name!r} has no scorer, and its rows do not agree on a known one in "
+            f"meta.scoring (found {', '.join(sorted(scorings)[:5])}); "
+            f"set scorer to one of {', '.join(SCORERS)}"
+        )
+    return SCORER_OF_SCORING[known.pop()]

@@ -1,0 +1,156 @@
+"""Every experiment's configuration is read and dry-run: two rows a split on the tiny model."""
+
+import json
+import shlex
+
+import pytest
+import yaml
+from datasets import Dataset
+
+from benchmarks.sweep import commands
+from callbacks import CapabilityTracker, PassAtK
+from sdft.scorers.judge import Judge
+from sdft.tasks.hub import rows_from_dataset
+from sdft.tasks.task_spec import TaskSpec
+from tests.child_runs import run
+from tests.conftest import REPOSITORY, SHARED_DATA
+
+CONFIGS = REPOSITORY / "configs"
+PAPER = ["science", "tool_use", "pubmedqa", "knowledge", "three_tasks"]
+SMALL = ["science", "tool_use", "medical", "knowledge", "knowledge_generated", "three_tasks"]
+EXPERIMENTS = [
+    (CONFIGS / "quickstart.yaml",),
+    (CONFIGS / "smollm2" / "quickstart_longer.yaml",),
+    (CONFIGS / "smollm2" / "three_public_tasks.yaml",),
+    tuple(
+        CONFIGS / "smollm2" / f"{name}.yaml" for name in ("small", "short_knowledge", "biographies")
+    ),
+    *((CONFIGS / "paper" / "qwen7b.yaml", CONFIGS / "paper" / f"{name}.yaml") for name in PAPER),
+    *((CONFIGS / "smollm2" / "small.yaml", CONFIGS / "smollm2" / f"{name}.yaml") for name in SMALL),
+]
+KNOWLEDGE = CONFIGS / "smollm2" / "knowledge.yaml"
+
+needs_rows = pytest.mark.skipif(
+    not SHARED_DATA.is_dir(), reason="the shared data sets are not beside the repository"
+)
+
+
+def read(path):
+    return yaml.safe_load(path.read_text("utf-8"))
+
+
+def dry_run(tmp_path, *configs, command="fit"):
+    """Run with two rows a split and two tokens a completion; the run's folder."""
+    (tasks,) = [
+        data["tasks"] for path in configs if "tasks" in (data := read(path).get("data", {}))
+    ]
+    few = {"num_train": 2, "num_validation": 2, "num_test": 2}
+    for task in tasks:
+        task |= few
+        if "path" in task:
+            task["path"] = str((REPOSITORY / task["path"]).resolve())
+    overlay = {
+        "model": {
+            "class_path": "lightning_modules.SDFTModule",
+            "init_args": {"pretrained": "tiny-random", "max_new_tokens": 2},
+        },
+        # A byte is a token here.
+        "data": {
+            "tasks": tasks,
+            "batch_size": 2,
+            "epochs_per_stage": 1,
+            "examples_per_stage": None,
+            "max_prompt_tokens": 30000,
+        },
+        "trainer": {"accelerator": "cpu"},
+    }
+    behind = tmp_path / "dry.yaml"
+    behind.write_text(yaml.safe_dump(overlay), encoding="utf-8")
+    arguments = [f"--config={path}" for path in (*configs, behind)]
+    log = tmp_path / "log"
+    code = run(command, *arguments, f"--run_dir={tmp_path / 'run'}", log=log)
+    assert code == 0, log.read_text()
+    return tmp_path / "run"
+
+
+@pytest.mark.slow
+@needs_rows
+@pytest.mark.parametrize(
+    "configs", EXPERIMENTS, ids=[f"{path.parent.name}-{path.stem}" for *_, path in EXPERIMENTS]
+)
+def test_an_experiment_runs(configs, tmp_path):
+    record = json.loads((dry_run(tmp_path, *configs) / "retention.json").read_text())
+    names = [task["name"] for task in read(configs[-1])["data"]["tasks"]]
+    assert record["tasks"] == names
+    assert len(record["rows"]) == len(names) + 1
+    assert set(record["test"]["accuracy"]) == set(names)
+
+
+@pytest.mark.slow
+@needs_rows
+@pytest.mark.parametrize("name", ["article_only", "answer_only", "oracle_rag"])
+def test_a_teacher_context_is_put_behind_a_knowledge_experiment(name, tmp_path):
+    overlay = CONFIGS / "knowledge" / f"{name}.yaml"
+    command = "validate" if name == "oracle_rag" else "fit"
+    dry_run(tmp_path, CONFIGS / "smollm2" / "small.yaml", KNOWLEDGE, overlay, command=command)
+    printed = (tmp_path / "log").read_text()
+    assert "accuracy" in printed
+
+
+def test_every_configuration_of_the_experiments_is_tried():
+    tried = {path for configs in EXPERIMENTS for path in configs}
+    elsewhere = {"medical", "one_h200", "sweep_skills", "sweep_knowledge"}
+    assert set((CONFIGS / "paper").glob("*.yaml")) - tried == {
+        CONFIGS / "paper" / f"{name}.yaml" for name in elsewhere
+    }
+    small = {path.name for path in (CONFIGS / "smollm2").glob("*.yaml")}
+    assert small - {path.name for path in tried} == {
+        "clinc_snips_banking.yaml",
+        "quickstart_lora.yaml",
+    }
+
+
+def test_medical_questions_from_the_hub_become_rows_for_the_judge(tmp_path):
+    (task,) = read(CONFIGS / "paper" / "medical.yaml")["data"]["tasks"]
+    judge = Judge(**task.pop("judge"), cache=str(tmp_path / "verdicts.jsonl"))
+    spec = TaskSpec(**task, judge=judge)
+    columns = {"Question": ["What is it?"], "Complex_CoT": ["Well {x}."], "Response": ["Gout."]}
+    (row,) = rows_from_dataset(
+        Dataset.from_dict(columns), [0], spec.name, "train", spec.columns, needs_demonstration=True
+    )
+    assert row.demonstration == "Well {x}.\n\nGout."
+    assert row.answer == "Gout."
+
+
+def test_adapters_behind_the_papers_model_are_options_of_the_module():
+    options = read(CONFIGS / "paper" / "one_h200.yaml")["model"]["init_args"]
+    assert options["lora"] == {"r": 64, "backbone_dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("grid", "num_points"), [("sweep_skills", 3 * 3 * 3 * 2), ("sweep_knowledge", 3 * 3 * 3 * 3)]
+)
+def test_every_point_of_a_sweep_is_a_command_of_its_own(grid, num_points, tmp_path):
+    configs = [str(path) for path in EXPERIMENTS[0]]
+    points = list(commands(read(CONFIGS / "paper" / f"{grid}.yaml"), configs, seeds=[1, 2]))
+    assert len({shlex.join(point) for point in points}) == 2 * num_points
+    assert len({point[-1] for point in points}) == 2 * num_points
+    log = tmp_path / "log"
+    assert run(*points[-1], "--print_config", log=log) == 0, log.read_text()
+    expected = ("learning_rate: 5.0e-05", "teacher_rate: 0.05", "batch_size: 64", "everything: 2")
+    assert all(option in log.read_text() for option in expected)
+
+
+@needs_rows
+def test_capabilities_from_local_rows_are_an_option_away():
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed: requirements-evaluation.txt")
+    for name in ("local", "hub", "two_suites"):
+        (callback,) = read(CONFIGS / "capabilities" / f"{name}.yaml")["trainer"]["callbacks+"]
+        options = {**callback["init_args"], "folder": str(SHARED_DATA), "num_rows": 1}
+        assert CapabilityTracker(**options).suites
+
+
+def test_pass_at_k_goes_to_128():
+    (callback,) = read(CONFIGS / "pass_at_k.yaml")["trainer"]["callbacks+"]
+    tracker = PassAtK(**callback.get("init_args", {}))
+    assert (tracker.num_samples, tracker.temperature, tracker.top_p) == (128, 1.0, 0.95)

@@ -1,0 +1,109 @@
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from sdft.model.head import final_hidden_states
+from sdft.model.lora import LoRA, adapters_off, backbone_state, digest, merged, trained_parameters
+from sdft.model.pretrained import load_model, save_model
+from tests.model.test_teacher import INPUTS, answer, move
+
+
+def adapted(**options):
+    model = load_model("tiny-random", lora=LoRA(**{"r": 4, **options})).model
+    move(model, 0.1)
+    return model
+
+
+def test_only_the_adapters_are_trained_in_float32_and_the_head_has_none():
+    model = adapted(backbone_dtype="bfloat16")
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == ("lora_" in name)
+        assert parameter.dtype == (torch.float32 if "lora_" in name else torch.bfloat16)
+    assert type(model.get_output_embeddings()) is torch.nn.Linear
+    final_hidden_states(model, input_ids=INPUTS).sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in trained_parameters(model))
+
+
+def test_the_adapters_start_is_a_function_of_the_seed_and_spares_the_global_state():
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    starts = [
+        trained_parameters(load_model("tiny-random", lora=LoRA(), seed=seed).model)[0]
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_rank_alpha_and_targets_are_taken():
+    model = adapted(r=3, alpha=6.0, target_modules=["q_proj"])
+    names = [name for name, each in model.named_parameters() if each.requires_grad]
+    assert all("q_proj" in name for name in names)
+    layer = model.model.layers[0].self_attn.q_proj
+    change = 2.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+    expected = layer.base_layer.weight + change
+    torch.testing.assert_close(merged(model).model.layers[0].self_attn.q_proj.weight, expected)
+
+
+def test_dropout_acts_while_the_student_is_scored_and_not_in_eval_mode():
+    model = adapted(dropout=0.5).train()
+    assert not torch.equal(answer(model), answer(model))
+    model.eval()
+    assert torch.equal(answer(model), answer(model))
+
+
+def test_merging_leaves_the_model_untouched_and_an_export_loads_with_plain_transformers(tmp_path):
+    model = adapted().eval()
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    save_model(model, load_model("tiny-random").tokenizer, tmp_path / "export")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    assert not any("lora" in name or "base_layer" in name for name in plain.state_dict())
+    torch.testing.assert_close(answer(plain), answer(model), rtol=1e-4, atol=1e-4)
+    assert plain.dtype == torch.float32
+    for name, each in model.state_dict().items():
+        assert torch.equal(each, before[name])
+
+
+def test_a_model_without_adapters_is_exported_as_it_is(tiny):
+    assert merged(tiny.model) is tiny.model
+
+
+def test_turning_the_adapters_off_is_undone_also_after_an_error():
+    model = adapted()
+    expected = answer(model)
+
+    def fail():
+        with adapters_off(model):
+            assert not torch.equal(answer(model), expected)
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    assert torch.equal(answer(model), expected)
+    assert trained_parameters(model)
+
+
+def test_the_digest_tells_a_changed_backbone_from_changed_adapters():
+    model = adapted()
+    before = digest(backbone_state(model))
+    move(model, 0.1)
+    assert digest(backbone_state(model)) == before
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.base_layer.weight[0, 0] += 1e-6
+    assert digest(backbone_state(model)) != before
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"r": 0}, "lora.r is 0; it must be at least 1"),
+        ({"alpha": 0.0}, "lora.alpha is 0"),
+        ({"dropout": 1.0}, "lora.dropout is 1"),
+        ({"backbone_dtype": "int8"}, "lora.backbone_dtype is int8; it must be float32 or bfloat16"),
+    ],
+)
+def test_adapter_options_out_of_range_are_refused(options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        LoRA(**options)

@@ -1,0 +1,178 @@
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdft.runs.jsonl import MAX_DEPTH, MAX_LINE_BYTES
+from sdft.tasks.rows import read_rows
+from sdft.types import Demonstration
+
+FUZZ = settings(deadline=None, max_examples=100, database=None)
+ROW = {"id": "a", "prompt": "Which team?", "demonstration": "parcels", "answer": "parcels"}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "train.jsonl"
+
+
+def read(path, *lines, needs_demonstration=True, context_field=None):
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("\n".join(texts), "utf-8")
+    return read_rows(
+        path, "mine", needs_demonstration=needs_demonstration, context_field=context_field
+    )
+
+
+def test_a_full_row_becomes_a_demonstration(path):
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Which team?"},
+    ]
+    meta = {"source": {"line": 3}}
+    extra = {"prompt": messages, "task": "theirs", "context": "An article.", "meta": meta}
+    assert read(path, {**ROW, **extra}) == [
+        Demonstration("a", "mine", tuple(messages), "parcels", "parcels", "An article.", meta)
+    ]
+
+
+def test_a_prompt_string_becomes_one_user_message(path):
+    (row,) = read(path, ROW)
+    assert row.prompt == ({"role": "user", "content": "Which team?"},)
+    assert row.context is None
+
+
+def test_blank_lines_line_ends_and_a_byte_order_mark_do_not_matter(path):
+    path.write_bytes(b"\xef\xbb\xbf\r\n" + json.dumps(ROW).encode() + b"\r\n\n")
+    assert len(read_rows(path, "mine", needs_demonstration=True)) == 1
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(ROW).encode())
+    assert len(read_rows(path, "mine", needs_demonstration=True)) == 1
+
+
+def test_any_unicode_text_is_kept(path):
+    text = "a\u2028b \x85 \U0001f600 {braces} {{ jinja }} \\ud800"
+    (row,) = read(path, json.dumps({**ROW, "demonstration": text}, ensure_ascii=False))
+    assert row.demonstration == text
+
+
+def test_only_training_rows_need_a_demonstration(path):
+    without = {key: ROW[key] for key in ("id", "prompt", "answer")}
+    (absent,) = read(path, without, needs_demonstration=False)
+    (empty,) = read(path, {**ROW, "demonstration": ""}, needs_demonstration=False)
+    assert absent.demonstration == empty.demonstration == ""
+
+
+def test_the_context_is_found_by_its_path(path):
+    row = {**ROW, "meta": {"page": {"text": "An article."}}}
+    assert read(path, row, context_field="meta.page.text")[0].context == "An article."
+    with pytest.raises(ValueError, match=r":1: context_field 'meta.doc': there is no 'doc'.*page"):
+        read(path, row, context_field="meta.doc")
+    with pytest.raises(ValueError, match=r"field 'context': .* is not a string"):
+        read(path, row, context_field="meta.page")
+
+
+def without(name):
+    return {key: value for key, value in ROW.items() if key != name}
+
+
+USER = {"role": "user", "content": "Hi"}
+BAD_ROWS = {
+    "truncated": ('{"id": "a", ', "not valid JSON"),
+    "two objects": (json.dumps(ROW) * 2, "not valid JSON"),
+    "nan": ('{"id": NaN}', "not valid JSON: NaN"),
+    "huge integer": (
+        json.dumps(ROW)[:-1] + ', "meta": {"x": ' + "9" * 5000 + "}}",
+        "not valid JSON",
+    ),
+    "repeated key": ('{"id": "a", "id": "b"}', "the key 'id' occurs twice"),
+    "array": ("[1]", "a list, not a JSON object"),
+    "raw nul": (json.dumps({**ROW, "id": "a-b"}).replace("-", "\0"), "not valid JSON"),
+    "nul": ({**ROW, "answer": "a\0"}, "field 'answer': holds a NUL"),
+    "surrogate": ({**ROW, "demonstration": "a\udc00"}, "field 'demonstration': holds half a surr"),
+    "surrogate in a key": ({**ROW, "meta": {"\ud800": 1}}, "field 'meta': holds half a surrogate"),
+    "infinite": (json.dumps(ROW)[:-1] + ', "meta": {"x": 1e999}}', "field 'meta': .* not finite"),
+    "deep": ({**ROW, "answer": json.loads("[" * MAX_DEPTH * 2 + "]" * MAX_DEPTH * 2)}, "deeper"),
+    "very deep": ('{"id": ' + "[" * 200_000, "nested deeper"),
+    "unknown field": ({**ROW, "contxt": "x"}, "unknown field 'contxt'.*'meta'"),
+    "no id": (without("id"), "field 'id' is missing"),
+    "null id": ({**ROW, "id": None}, "field 'id' is null"),
+    "number as id": ({**ROW, "id": 3}, "field 'id': 3 is not a string"),
+    "no prompt": (without("prompt"), "field 'prompt' is missing"),
+    "empty prompt": ({**ROW, "prompt": " \n"}, "field 'prompt' is empty"),
+    "no messages": ({**ROW, "prompt": []}, "field 'prompt': .* neither"),
+    "number as prompt": ({**ROW, "prompt": 3}, "field 'prompt': 3 is neither"),
+    "message not an object": ({**ROW, "prompt": ["Hi"]}, "message 1: 'Hi' is not an object"),
+    "message with more": ({**ROW, "prompt": [{**USER, "name": "x"}]}, "message 1: .* alone"),
+    "unknown role": ({**ROW, "prompt": [{**USER, "role": "tool"}, USER]}, "unknown role 'tool'"),
+    "empty message": ({**ROW, "prompt": [USER, {**USER, "content": ""}]}, "message 2 is empty"),
+    "reply last": ({**ROW, "prompt": [USER, {**USER, "role": "assistant"}]}, "the assistant's"),
+    "late system": ({**ROW, "prompt": [USER, {**USER, "role": "system"}, USER]}, "to the front"),
+    "no demonstration": (without("demonstration"), "field 'demonstration' is missing"),
+    "empty demonstration": ({**ROW, "demonstration": ""}, "field 'demonstration' is empty"),
+    "list as demonstration": ({**ROW, "demonstration": ["x"]}, "field 'demonstration': .* string"),
+    "no answer": (without("answer"), "field 'answer' is missing"),
+    "empty answer": ({**ROW, "answer": ""}, "field 'answer' is empty"),
+    "empty context": ({**ROW, "context": ""}, "field 'context' is empty"),
+    "text as meta": ({**ROW, "meta": "x"}, "field 'meta': 'x' is not an object"),
+    "number as task": ({**ROW, "task": 3}, "field 'task': 3 is not a string"),
+    "repeated id": (ROW, "field 'id': 'a' is also the id of .*train.jsonl:1"),
+}
+
+
+@pytest.mark.parametrize(("line", "message"), BAD_ROWS.values(), ids=BAD_ROWS)
+def test_a_bad_row_is_an_error_that_names_file_line_and_field(path, line, message):
+    with pytest.raises(ValueError, match=rf"train\.jsonl:2: (?s:.*){message}"):
+        read(path, ROW, line)
+
+
+def test_text_that_is_not_utf_8_is_an_error(path):
+    path.write_bytes(json.dumps(ROW).encode() + b'\n{"id": "\xff"}')
+    with pytest.raises(ValueError, match=r"train\.jsonl:2: not UTF-8 at byte 8"):
+        read_rows(path, "mine", needs_demonstration=True)
+
+
+def test_a_line_over_the_size_limit_is_an_error(path):
+    longest = {**ROW, "context": ""}
+    longest["context"] = "x" * (MAX_LINE_BYTES - len(json.dumps(longest)) - 1)
+    assert len(read(path, longest, "")) == 1
+    with pytest.raises(ValueError, match=r"train\.jsonl:2: the line has more than 4,194,304 bytes"):
+        read(path, ROW, "x" * 10_000_000)
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_a_file_without_rows_is_an_error(path, text):
+    with pytest.raises(ValueError, match=r"train\.jsonl: has no rows"):
+        read(path, text)
+
+
+def test_a_missing_file_is_an_error(path):
+    with pytest.raises(FileNotFoundError, match=r"train\.jsonl"):
+        read_rows(path, "mine", needs_demonstration=True)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=4,
+)
+NEAR_ROWS = st.fixed_dictionaries({}, optional=dict.fromkeys((*ROW, "meta", "x"), JSON_VALUES))
+LINES = st.binary(max_size=80) | NEAR_ROWS.map(lambda row: json.dumps({**ROW, **row}).encode())
+
+
+@FUZZ
+@given(st.lists(LINES, max_size=4).map(b"\n".join))
+def test_any_file_gives_rows_or_an_error_that_names_it(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "fuzz.jsonl"
+    path.write_bytes(content)
+    try:
+        rows = read_rows(path, "mine", needs_demonstration=True)
+    except ValueError as error:
+        message = str(error)
+        message.encode()
+    else:
+        message = str(path)
+        assert all(row.id and row.demonstration and row.prompt[-1]["content"] for row in rows)
+    assert message.startswith(str(path))
