@@ -57,8 +57,8 @@ class DemonstrationBatch:
             alone where there is none.
         demonstrations: B token-id lists: the demonstration as the assistant's turn, with its
             end-of-turn token.
-        num_padding_rows: Rows at the end that belong to another rank's batch: they are run, so that all
-            ranks do the same, and bear no loss.
+        num_padding_rows: Rows at the end that belong to another rank's batch: they are run, so
+            that all ranks make the same passes, and bear no loss.
     """
 
     rows: tuple[Demonstration, ...]

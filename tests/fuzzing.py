@@ -1,6 +1,6 @@
 """What reads untrusted text, each with arbitrary input and what must hold of its output.
 
-``tests/command_line/test_fuzz.py`` runs a few cases of each, ``benchmarks/fuzz.py`` as many as asked for.
+``test_fuzz.py`` runs a few cases of each, ``benchmarks/fuzz.py`` as many as asked for.
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ def check_encoding(text: str) -> None:
     assert len(chat) - len(ids) == len(calm) - len("calm")
 
 
-def check_openings(given: tuple[list[str], list[int]]) -> None:
+def check_preambles(given: tuple[list[str], list[int]]) -> None:
     phrases, completion = given
     with suppress(ValueError):
         (number,) = Preambles(phrases, TOKENIZER).num_tokens([completion])
@@ -305,12 +305,12 @@ TARGETS: dict[str, Target] = {
     "call": Target(COMPLETIONS, check_call),
     "object": Target(COMPLETIONS, check_object),
     "encoding": Target(ENCODABLE, check_encoding, share=0.5),
-    "openings": Target(
+    "preambles": Target(
         st.tuples(
             st.lists(st.text(min_size=1), min_size=1, max_size=3),
             st.lists(st.integers(0, len(TOKENIZER) - 1), max_size=40),
         ),
-        check_openings,
+        check_preambles,
         share=0.5,
     ),
     "examples": Target(st.lists(st.text(), min_size=1, max_size=6), check_examples, share=0.2),

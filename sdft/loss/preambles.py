@@ -1,6 +1,6 @@
 """Preambles such as "Based on the text" that a student may pick up from its teacher.
 
-The teacher has a text before it, the student has not: an opening that points to the text is an
+The teacher has a text before it, the student has not: a preamble that points to the text is an
 artefact. The paper masks the loss on a fixed number of first tokens; here also on exactly the
 tokens of given phrases. The mask touches the loss alone.
 """
@@ -45,7 +45,7 @@ class Preambles:
     def __init__(self, phrases: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
         for phrase in phrases:
             if not phrase.strip():
-                raise ValueError(f"opening phrase {phrase!r} is empty; give it some text")
+                raise ValueError(f"preamble {phrase!r} is empty; give it some text")
         self.phrases = tuple(phrase.strip() for phrase in phrases)
         self._tokenizer = tokenizer
         alternatives = [

@@ -247,7 +247,7 @@ def test_warmup_longer_than_the_stage_is_cut_to_it():
             {"divergence": "rao_blackwellised", "top_p": 0.9},
             "model.divergence is rao_blackwellised",
         ),
-        ({"masked_preambles": [" "]}, "opening phrase ' ' is empty"),
+        ({"masked_preambles": [" "]}, "preamble ' ' is empty"),
         ({"importance_clip": 0.5}, "model.importance_clip is 0.5; it must be at least 1"),
         ({"importance_clip": 2.0, "top_k": 5}, "model.importance_clip is 2.0"),
         ({"warmup_steps": -1}, "model.warmup_steps is -1"),
@@ -317,15 +317,15 @@ def test_a_rollout_with_a_watched_opening_counts_for_student_and_teacher(tmp_pat
     module = sdft(masked_preambles=ANY_OPENING)
     train(module, tmp_path, OpeningRates(teacher_samples_every=1), rates)
     for reader in ("student", "teacher"):
-        seen = [metrics[f"train/opening_rate_{reader}"].item() for metrics in rates.seen]
+        seen = [metrics[f"train/preamble_rate_{reader}"].item() for metrics in rates.seen]
         assert 0 < max(seen) <= 1
 
 
 def test_openings_of_a_method_without_rollouts_are_not_measured(tmp_path):
     trainer = train(sdft(SFTModule), tmp_path, OpeningRates(teacher_samples_every=1))
-    assert not any("opening_rate" in name for name in trainer.callback_metrics)
+    assert not any("preamble_rate" in name for name in trainer.callback_metrics)
 
 
 def test_a_negative_interval_between_teacher_samples_is_refused():
-    with pytest.raises(ValueError, match=r"openings\.teacher_samples_every is -1"):
+    with pytest.raises(ValueError, match=r"preambles\.teacher_samples_every is -1"):
         OpeningRates(teacher_samples_every=-1)

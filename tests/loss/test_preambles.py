@@ -72,9 +72,9 @@ def test_the_rate_is_the_share_of_completions_that_begin_with_a_phrase(tokenizer
 
 
 def test_enough_tokens_are_sampled_to_see_every_watched_phrase(tokenizer):
-    openings = Preambles(WATCHED_PREAMBLES, tokenizer)
+    preambles = Preambles(WATCHED_PREAMBLES, tokenizer)
     for phrase in WATCHED_PREAMBLES:
-        assert openings.rate([tokenizer(" " + phrase)["input_ids"][: openings.max_tokens]]) == 1
+        assert preambles.rate([tokenizer(" " + phrase)["input_ids"][: preambles.max_tokens]]) == 1
 
 
 def test_without_phrases_nothing_is_masked(tokenizer):
@@ -82,5 +82,5 @@ def test_without_phrases_nothing_is_masked(tokenizer):
 
 
 def test_a_blank_phrase_is_refused(tokenizer):
-    with pytest.raises(ValueError, match="opening phrase '  ' is empty"):
+    with pytest.raises(ValueError, match="preamble '  ' is empty"):
         Preambles(["  "], tokenizer)
