@@ -16,9 +16,9 @@ from matplotlib.ticker import PercentFormatter, ScalarFormatter
 
 from sdft.evaluation.figures import COLOURS, FAINT, INK, draw_curves, label_points, name_stages
 from sdft.report.groups import Comparison, Group
-from sdft.report.intervals import Estimate, pareto_front
 from sdft.report.panels import PANEL_HEIGHT, Chart, Panel
 from sdft.report.readings import RETENTION, GainScale, capability, cell, common_suites
+from sdft.report.statistics import Estimate, pareto_front
 
 NAME_HEIGHT = 0.2
 """Inches that a name at the edge of a panel needs."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from sdft.report.intervals import Estimate
 from sdft.report.runs import Run
+from sdft.report.statistics import Estimate
 
 ABSENT = "not in its config.yaml"
 """Stands for the value of an option that only other runs have."""

@@ -20,8 +20,8 @@ from sdft.evaluation.metrics import (
     normalised_gain,
 )
 from sdft.report.groups import Comparison, Group
-from sdft.report.intervals import Estimate
 from sdft.report.runs import Run
+from sdft.report.statistics import Estimate
 
 Reading = Callable[[Run], float | None]
 

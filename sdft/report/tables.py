@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from sdft.report.groups import Comparison, Group
-from sdft.report.intervals import Estimate
 from sdft.report.readings import (
     RETENTION,
     GainScale,
@@ -17,6 +16,7 @@ from sdft.report.readings import (
     held_out_accuracy,
 )
 from sdft.report.runs import Run
+from sdft.report.statistics import Estimate
 
 NOT_MEASURED = "not measured"
 GIB = 2**30

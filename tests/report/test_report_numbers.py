@@ -6,29 +6,11 @@ import pytest
 
 from sdft.report import compare, read_run
 from sdft.report.charts import gain_chart
-from sdft.report.intervals import Estimate, pareto_front, probability_within, student_quantile
 from sdft.report.missing import missing
 from sdft.report.readings import RETENTION, GainScale, cell
+from sdft.report.statistics import Estimate, bootstrap_interval, pareto_front, sign_flip_p
 from sdft.report.tables import cost_columns, gain_table
 from tests.report_runs import MATRIX, write_run
-
-
-def test_students_quantiles_are_those_of_printed_tables():
-    printed = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 9: 2.262, 30: 2.042, 120: 1.980}
-    for degrees, quantile in printed.items():
-        assert student_quantile(degrees) == pytest.approx(quantile, abs=6e-4)
-
-
-def test_the_closed_form_is_the_area_under_the_density():
-    for degrees in range(1, 8):
-        scale = math.gamma((degrees + 1) / 2) / math.gamma(degrees / 2)
-        scale /= math.sqrt(degrees * math.pi)
-        density = [
-            scale * (1 + (x / 1000) ** 2 / degrees) ** (-(degrees + 1) / 2)
-            for x in range(-1500, 1501)
-        ]
-        area = (sum(density) - (density[0] + density[-1]) / 2) / 1000
-        assert probability_within(1.5, degrees) == pytest.approx(area, abs=1e-6)
 
 
 def test_an_interval_equals_the_one_worked_by_hand():
@@ -41,7 +23,30 @@ def test_an_interval_equals_the_one_worked_by_hand():
 def test_one_seed_has_no_interval_and_none_has_no_mean():
     assert Estimate.of([0.3]) == Estimate(0.3, None, 1)
     assert Estimate.of([None, math.nan]) is None
-    assert Estimate.of([0.2, None, 0.2]) == Estimate(0.2, 0.0, 2)
+
+
+def test_equal_seeds_have_no_interval_of_width_zero():
+    assert Estimate.of([0.2, None, 0.2]) == Estimate(0.2, None, 2)
+
+
+def test_a_bootstrap_of_two_values_reaches_both_and_repeats():
+    # A quarter of the resamples of (0, 1) holds 0 alone, a quarter holds 1 alone.
+    assert bootstrap_interval([0.0, 1.0]) == (0.0, 1.0)
+    draw = random.Random(0)
+    values = [draw.gauss(3.0, 1.0) for _ in range(400)]
+    low, high = bootstrap_interval(values)
+    assert (low, high) == bootstrap_interval(values)
+    half = Estimate.of(values).half_width
+    assert (high - low) / 2 == pytest.approx(half, rel=0.05)
+    with pytest.raises(ValueError, match="at least 2 values, got 1"):
+        bootstrap_interval([1.0])
+
+
+def test_a_sign_flip_test_counts_the_patterns_that_are_as_far_from_zero():
+    # Of the 8 sums of ±1 ±2 ±3, two are as far from 0 as 6, and four as far as 4.
+    assert sign_flip_p([1.0, 2.0, 3.0]) == pytest.approx(2 / 8)
+    assert sign_flip_p([-1.0, 2.0, 3.0]) == pytest.approx(4 / 8)
+    assert sign_flip_p([1.0, -1.0]) == 1.0
 
 
 def test_no_point_of_the_front_is_beaten_and_every_other_one_is():
