@@ -15,10 +15,8 @@ from sdft.loss.probes import kl_and_entropy
 from sdft.model.modes import evaluation_mode
 from sdft.model.teacher import Teacher, make_teacher
 from sdft.rollout.request import RolloutRequest
-from sdft.seeds import mix_seed
+from sdft.seeds import Stream, mix_seed
 from sdft.types import TokenIds
-
-DRIFT_STREAM = 2  # sampling noise apart from the rollouts' and the teacher's
 
 DEFINITIONS = {
     "kl_student_base": "KL(student || base) in nats, mean over the tokens of the student's own "
@@ -100,7 +98,7 @@ def measure(module: Any, base: Teacher, prompts: list[TokenIds]) -> dict[str, fl
         prompts,
         replace(module.greedy, temperature=1.0),
         module.end_ids,
-        seeds=[mix_seed(module.seed, 0, place, DRIFT_STREAM) for place in range(len(prompts))],
+        seeds=[mix_seed(Stream.DRIFT, module.seed, place) for place in range(len(prompts))],
         decode=module.tokenizer.decode,
     )
     completions = module.rollout_engine(module.student, request).completions

@@ -13,10 +13,8 @@ from sdft.evaluation.metrics import mean_pass_at_k, powers_of_two
 from sdft.model.sharding import from_all_ranks, gathered_weights
 from sdft.rollout.request import RolloutRequest, SamplingSettings
 from sdft.runs.files import write_json_atomically
-from sdft.seeds import mix_seed
+from sdft.seeds import Stream, mix_seed
 from sdft.types import Demonstration, EvaluationBatch, TokenIds
-
-PASS_AT_K = 2  # tells the seeds of these samples from those of rollouts and dropout
 
 
 class PassAtK(L.Callback):
@@ -110,14 +108,16 @@ class PassAtK(L.Callback):
             self.top_p,
             stop_strings=module.greedy.stop_strings,
         )
-        name = f"{row.task}/{row.id}".encode()
         for start in range(0, self.num_samples, self.batch_size):
             numbers = range(start, min(start + self.batch_size, self.num_samples))
             request = RolloutRequest(
                 [prompt] * len(numbers),
                 settings,
                 module.end_ids,
-                seeds=[mix_seed(module.seed, PASS_AT_K, number, *name) for number in numbers],
+                seeds=[
+                    mix_seed(Stream.PASS_AT_K, module.seed, number, row.task, row.id)
+                    for number in numbers
+                ],
                 decode=module.tokenizer.decode,
             )
             rollout = module.rollout_engine(module.student, request)

@@ -11,9 +11,8 @@ from sdft.loss.preambles import WATCHED_PREAMBLES, Preambles
 from sdft.model.teacher import Teacher
 from sdft.rollout.in_place import sample
 from sdft.rollout.request import RolloutRequest, SamplingSettings
+from sdft.seeds import Stream
 from sdft.types import DemonstrationBatch
-
-TEACHER_STREAM = 1  # sampling noise apart from the student's
 
 
 @runtime_checkable
@@ -65,7 +64,7 @@ class OpeningRates(L.Callback):
             batch.teacher_prompts,
             replace(pl_module.sampling, max_new_tokens=self._watched.max_tokens),
             end_ids=pl_module.end_ids,
-            seeds=pl_module.rollout_seeds(len(batch), TEACHER_STREAM),
+            seeds=pl_module.rollout_seeds(len(batch), Stream.TEACHER_PREAMBLES),
             decode=pl_module.tokenizer.decode,
         )
         with pl_module.teacher.scoring(pl_module.student) as teacher:

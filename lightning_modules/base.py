@@ -25,11 +25,9 @@ from sdft.model.pretrained import LoadedModel, load_model
 from sdft.model.sharding import shard
 from sdft.rollout.engine_registry import make_engine
 from sdft.rollout.request import SamplingSettings
-from sdft.seeds import mix_seed
+from sdft.seeds import Stream, mix_seed
 from sdft.stages import StagePlan
 from sdft.types import DemonstrationBatch, Rollout, TokenIds
-
-DROPOUT = 1  # tells the seed of dropout from that of the rollouts
 
 
 class ContinualModule(GreedyEvaluation):
@@ -249,8 +247,8 @@ class ContinualModule(GreedyEvaluation):
         """Start the clock; make dropout's noise a function of the counters, as the rollouts' is."""
         self._num_padding_rows = batch.num_padding_rows
         self.clock.start(self.device)
-        parts = (self.trainer.global_step, self.trainer.global_rank, DROPOUT)
-        torch.manual_seed(mix_seed(self.seed, *parts))
+        counters = self.trainer.global_step, self.trainer.global_rank
+        torch.manual_seed(mix_seed(Stream.DROPOUT, self.seed, *counters))
 
     def on_after_backward(self) -> None:
         """Attribute the time to the backward pass."""
@@ -275,7 +273,7 @@ class ContinualModule(GreedyEvaluation):
         optimizer.zero_grad()
         self.clock.lap("optimizer")
 
-    def rollout_seeds(self, num_rows: int, *stream: int) -> list[int]:
+    def rollout_seeds(self, num_rows: int, stream: Stream = Stream.ROLLOUTS) -> list[int]:
         """A seed for every rollout of this optimizer step: a function of the counters alone.
 
         It follows a row's place in the batch of all ranks, of which rank r of n has places r,
@@ -283,8 +281,8 @@ class ContinualModule(GreedyEvaluation):
 
         Args:
             num_rows: Rollouts on this rank.
-            stream: Tells other samples than the step's own rollouts apart.
+            stream: Another for other samples than the step's own rollouts.
         """
         rank, num_ranks = self.trainer.global_rank, self.trainer.world_size
         places = range(rank, rank + num_rows * num_ranks, num_ranks)
-        return [mix_seed(self.seed, self.trainer.global_step, each, *stream) for each in places]
+        return [mix_seed(stream, self.seed, self.trainer.global_step, place) for place in places]

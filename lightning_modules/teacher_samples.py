@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
-from zlib import crc32
 
 from torch import distributed
 from transformers import PreTrainedModel
@@ -15,10 +14,9 @@ from lightning_modules.options import require
 from lightning_modules.sdft import SDFTModule
 from lightning_modules.sft import SFTModule
 from sdft.rollout.request import RolloutRequest, SamplingSettings
-from sdft.seeds import mix_seed
+from sdft.seeds import Stream, mix_seed
 from sdft.types import DemonstrationBatch, Rollout, TokenIds
 
-TEACHER_SAMPLE = 2  # sampling noise apart from the rollouts' and from the watched openings'
 RowKey = tuple[str, str]
 """Task and id of a row."""
 
@@ -68,7 +66,7 @@ class TeacherSamples(ContinualModule):
 
     def sample_seed(self, key: RowKey) -> int:
         """The noise of a row's sample: a function of the run's seed, the stage and the row."""
-        return mix_seed(self.seed, self.stage, crc32("/".join(key).encode()), TEACHER_SAMPLE)
+        return mix_seed(Stream.TEACHER_SAMPLES, self.seed, self.stage, *key)
 
     def samples_of(self, batch: DemonstrationBatch) -> list[TokenIds]:
         """B completions, the same whenever a row comes up."""

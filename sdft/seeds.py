@@ -1,27 +1,58 @@
-"""Seeds: one from several counters, and blocks that leave the global random states alone."""
+"""Seeds: every random stream of a run, and blocks that leave the global random states alone.
+
+A random number of a run depends on its stream, the run's seed and counters, never on what was
+drawn before it: a resumed run draws the same. Which rows a task has is not a run's business: the
+texts that seed generators and subsets name their task (:mod:`sdft.tasks`).
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum, unique
+from hashlib import blake2b
 
 import numpy as np
 import torch
 
 
-def mix_seed(*parts: int) -> int:
-    """One 63-bit seed from several counters, so that no two purposes share a random stream.
+@unique
+class Stream(IntEnum):
+    """What random numbers are drawn for. A new purpose gets a new number, an old one keeps its."""
+
+    ROW_ORDER = 1  # stage, pass over the data
+    REPLAYED_ROWS = 2  # stage, pass over the earlier tasks' rows
+    SHOWN_DEMONSTRATIONS = 3  # task, row
+    ADAPTER_START = 4
+    DROPOUT = 5  # optimizer step, rank
+    ROLLOUTS = 6  # optimizer step, place in the batch
+    TEACHER_PREAMBLES = 7  # optimizer step, place in the batch
+    TEACHER_SAMPLES = 8  # stage, task, row
+    DRIFT = 9  # prompt
+    PASS_AT_K = 10  # sample, task, row
+
+
+def mix_seed(stream: Stream, seed: int, *counters: int | str) -> int:
+    """One 63-bit seed from a stream, the run's seed and counters.
 
     Args:
-        parts: Integers such as (seed, stage, step).
+        stream: What the numbers are for, so that no two purposes share them.
+        seed: The run's.
+        counters: What tells this seed from others of the stream: numbers, or names of tasks and
+            rows.
     """
     mixed = 0x9E3779B97F4A7C15
-    for part in parts:
+    for counter in (stream, seed, *counters):
+        part = _number_of(counter) if isinstance(counter, str) else counter
         mixed = (mixed ^ (part & 0xFFFFFFFFFFFFFFFF)) & 0xFFFFFFFFFFFFFFFF
         mixed = (mixed * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF  # multiply, then fold
         mixed ^= mixed >> 31
     return mixed & 0x7FFFFFFFFFFFFFFF
+
+
+def _number_of(name: str) -> int:
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest())
 
 
 @contextmanager

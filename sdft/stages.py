@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from sdft.seeds import mix_seed
+from sdft.seeds import Stream, mix_seed
 
-REPLAY = 1  # tells the draws of replayed rows from those of a stage's own
 Place = tuple[int, int]
 """A training row: the index of its task, and its own among the task's training rows."""
 
@@ -67,7 +66,7 @@ class StagePlan:
             yield own[begin:end] + replayed[self._num_replayed(begin) : self._num_replayed(end)]
 
     def _order(self, stage: int) -> list[int]:
-        return self._passes(self.num_rows[stage], self.num_examples[stage], stage)
+        return self._passes(Stream.ROW_ORDER, self.num_rows[stage], self.num_examples[stage], stage)
 
     def _replayed(self, stage: int) -> list[Place]:
         """Rows of all earlier tasks, every one as often as any other, in random order."""
@@ -75,17 +74,18 @@ class StagePlan:
         if not earlier:
             return []
         num_drawn = self._num_replayed(self.num_examples[stage])
-        return [earlier[each] for each in self._passes(len(earlier), num_drawn, stage, REPLAY)]
+        drawn = self._passes(Stream.REPLAYED_ROWS, len(earlier), num_drawn, stage)
+        return [earlier[each] for each in drawn]
 
     def _num_replayed(self, num_own: int) -> int:
         """Rows replayed beside a stage's first ``num_own``."""
         return int(self.replay_fraction * num_own + 1e-9)
 
-    def _passes(self, num_rows: int, num_drawn: int, stage: int, *purpose: int) -> list[int]:
+    def _passes(self, stream: Stream, num_rows: int, num_drawn: int, stage: int) -> list[int]:
         """Indices of rows, a permutation after another."""
         order: list[int] = []
         for data_pass in range(-(-num_drawn // num_rows)):
-            seed = mix_seed(self.seed, stage, data_pass, *purpose)
+            seed = mix_seed(stream, self.seed, stage, data_pass)
             order += torch.randperm(
                 num_rows, generator=torch.Generator().manual_seed(seed)
             ).tolist()

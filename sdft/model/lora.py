@@ -19,6 +19,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sdft.seeds import Stream, mix_seed
+
 BACKBONE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -70,7 +72,7 @@ def add_adapters(model: PreTrainedModel, lora: LoRA, seed: int) -> None:
         target_modules=lora.target_modules,
     )
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(mix_seed(Stream.ADAPTER_START, seed))
         inject_adapter_in_model(config, model)
     for parameter in trained_parameters(model):
         parameter.data = parameter.data.float()

@@ -16,6 +16,7 @@ from itertools import islice, repeat
 import torch
 from torch import Tensor
 
+from sdft.seeds import Stream, mix_seed
 from sdft.types import Demonstration
 
 CHOICES = ("random", "retrieved")
@@ -76,7 +77,7 @@ def _distinct(candidates: Iterable[int], questions: Sequence[str], own: str) -> 
 def _drawn(rows: Sequence[Demonstration], seed: int) -> Iterator[Iterable[int]]:
     """For each row indices without end, drawn by (seed, task, row)."""
     for row in rows:
-        noise = random.Random(f"{seed}/{row.task}/{row.id}")
+        noise = random.Random(mix_seed(Stream.SHOWN_DEMONSTRATIONS, seed, row.task, row.id))
         yield map(noise.randrange, repeat(len(rows)))
 
 

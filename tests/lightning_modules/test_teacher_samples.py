@@ -1,5 +1,4 @@
 from dataclasses import replace
-from zlib import crc32
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from lightning_modules import OfflineDistillationModule, TeacherSFTModule
 from sdft.model.pretrained import load_model
 from sdft.rollout.in_place import sample
 from sdft.rollout.request import RolloutRequest
-from sdft.seeds import mix_seed
+from sdft.seeds import Stream, mix_seed
 from tests.lightning_modules.one_step import (
     BATCH,
     assert_step_equals,
@@ -83,7 +82,7 @@ def test_samples_are_the_shown_models_and_stay_the_same_for_a_stage(kind, tmp_pa
     base = load_model("tiny-random")
     first_pass = [(batch, samples) for stage, batch, samples in batches if stage == 0][:3]
     for batch, samples in first_pass:
-        seeds = [mix_seed(3, 0, crc32(f"one/{row.id}".encode()), 2) for row in batch.rows]
+        seeds = [mix_seed(Stream.TEACHER_SAMPLES, 3, 0, "one", row.id) for row in batch.rows]
         request = RolloutRequest(
             batch.teacher_prompts, module.sampling, end_ids=base.end_ids, seeds=seeds
         )
