@@ -15,7 +15,7 @@ import pytest
 
 from sdft.sandbox.sandbox import MAX_FILE_BYTES, SandboxUnavailable, run_python
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def _isolates() -> bool:
@@ -270,7 +270,7 @@ def test_without_isolation_the_code_is_refused_and_not_run(syscall, tmp_path):
     """A process that may no longer use Landlock, or set filters, asks for a run."""
     number = {"landlock": 444, "seccomp": 157}[syscall]
     script = (
-        "from sdft import jail, sandbox\n"
+        "from sdft.sandbox import jail, sandbox\n"
         "jail.give_up_privileges()\n"
         "jail.install_filter([(0x20, 0, 0, 0), (0x15, 0, 1, %d),"
         " (0x06, 0, 0, 0x00050026), (0x06, 0, 0, 0x7fff0000)])\n"

@@ -11,7 +11,7 @@ from sdft.scorers.scorer_registry import SCORER_OF_SCORING, SCORERS
 from sdft.tasks.rows import read_rows
 from sdft.tasks.tasks import TaskSpec, load_task
 
-DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 pytestmark = pytest.mark.skipif(
     not DATA.is_dir(), reason="the prepared data sets are not beside the repository"
