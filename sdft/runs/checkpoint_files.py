@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
-from pathlib import Path
-from sdft.runs.files import write_json_atomically
 import pickle
 import zipfile
+import zlib
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
+
 import torch
-from sdft.runs.files import atomic_stream
+
+from sdft.runs.files import atomic_stream, write_json_atomically
 
 SHARDED_SUMMARY = "meta.pt"  # all but the tensors
 FIRST_RANKS = (".metadata", SHARDED_SUMMARY)  # the index of the tensors, and the summary

@@ -5,7 +5,12 @@ import threading
 
 import pytest
 
-from sdft.runs.files import remove_leftovers, write_bytes_atomically, write_json_atomically, write_text_atomically
+from sdft.runs.files import (
+    remove_leftovers,
+    write_bytes_atomically,
+    write_json_atomically,
+    write_text_atomically,
+)
 
 
 def test_text_comes_back_as_written_whatever_its_line_ends(tmp_path):

@@ -1,0 +1,208 @@
+"""The command ``sdft``, and ``train.py``: ``sdft fit --config quickstart``.
+
+LightningCLI with stages and run directories. ``fit`` runs the whole sequence of stages; the other
+subcommands are the Trainer's own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
+
+from callbacks import (
+    DriftTracker,
+    InContextCheck,
+    OpeningRates,
+    RetentionTracker,
+    RolloutText,
+    SettingsRecord,
+    SkippedSteps,
+    StageCheckpoint,
+    StageExport,
+    StopOnSignal,
+)
+from command_line.shipped_configs import CONFIGS, with_shipped_configs
+from datamodules import ContinualDataModule, fit_sequence
+from lightning_modules import ContinualModule
+from sdft.runs.checkpoint_files import ResumeError, read_summary
+from sdft.runs.failures import explained
+from sdft.runs.files import write_text_atomically
+from sdft.runs.run_directory import named_checkpoint, settle_run
+from sdft.runs.run_settings import differences, run_settings
+
+
+class RunDirectory(SaveConfigCallback):
+    """Writes the resolved configuration to the run directory."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write ``config.yaml`` beside the other results."""
+        target = Path(trainer.default_root_dir) / self.config_filename
+        write_text_atomically(target, self.parser.dump(self.config, skip_unset=False))
+
+
+class ContinualCLI(LightningCLI):
+    """LightningCLI that knows stages and run directories."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run directory, and pass the model's tokenizer and the seed on."""
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="Folder of the run's files; default: runs/<name of the config file>.",
+        )
+        parser.add_argument(
+            "--overwrite",
+            type=bool,
+            default=False,
+            help="Delete a used run directory and start anew.",
+        )
+        parser.add_lightning_class_args(StageCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(StageExport, "export")
+        parser.add_lightning_class_args(RolloutText, "rollouts")
+        parser.add_lightning_class_args(SkippedSteps, "skipped")
+        parser.add_lightning_class_args(OpeningRates, "preambles")
+        parser.add_lightning_class_args(InContextCheck, "in_context")
+        parser.add_lightning_class_args(DriftTracker, "drift")
+        for name in ("tokenizer", "train_on"):
+            parser.link_arguments(f"model.{name}", f"data.{name}", apply_on="instantiate")
+        for target in ("model.init_args.seed", "data.seed"):
+            parser.link_arguments("seed_everything", target, compute_fn=int)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration alone: a checkpoint does not override files and flags."""
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer; a wrong option ends the run in one line."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, FileNotFoundError) as error:
+            raise SystemExit(f"error: {error}") from error
+
+    def before_instantiate_classes(self) -> None:
+        """Settle the run directory, and where to resume, before anything is loaded."""
+        try:
+            self._settle()
+        except ValueError as error:
+            raise SystemExit(f"error: {error}") from error
+
+    def _settle(self) -> None:
+        config = self.config[self.config.subcommand]
+        run_dir = Path(config.run_dir or Path("runs") / self._config_name(config))
+        if self.config.subcommand == "fit":
+            config.ckpt_path = settle_run(
+                run_dir,
+                config.ckpt_path,
+                config.overwrite,
+                rank=rank_zero_only.rank,
+                num_ranks=int(os.environ.get("WORLD_SIZE", "1")),
+            )
+        elif config.ckpt_path:
+            config.ckpt_path = str(named_checkpoint(run_dir, config.ckpt_path))
+        resumed = self._read_resumed(config) if self.config.subcommand == "fit" else None
+        config.trainer.default_root_dir = str(run_dir)
+        for logger in config.trainer.logger or []:
+            logger.init_args.save_dir = str(run_dir)
+            if resumed:
+                step = resumed["global_step"]
+                logger.dict_kwargs = {**(logger.get("dict_kwargs") or {}), "purge_step": step + 1}
+
+    def _read_resumed(self, config: Any) -> dict[str, Any] | None:
+        """The checkpoint to go on from, which must be of a run with the same settings."""
+        resolved = json.loads(self.parser.dump(self.config, format="json", skip_unset=False))
+        self.settings = run_settings(resolved["fit"])
+        if config.ckpt_path is None:
+            return None
+        resumed = read_summary(Path(config.ckpt_path))
+        if changed := differences(resumed.get("settings", {}), self.settings):
+            raise ResumeError(
+                f"the checkpoint {config.ckpt_path} is of a run with other settings (its own -> "
+                "yours):\n  " + "\n  ".join(changed) + "\nset them back, or start a new run in "
+                "another --run_dir without --ckpt_path"
+            )
+        return resumed
+
+    @staticmethod
+    def _config_name(config: Any) -> str:
+        return Path(str(config.config[-1])).stem if config.config else "default"
+
+    def fit(
+        self,
+        model: L.LightningModule,
+        datamodule: ContinualDataModule,
+        ckpt_path: str | None = None,
+        **_: Any,
+    ) -> None:
+        """Run the sequence, then say what came out and where it lies."""
+        [checkpoint] = (each for each in self.trainer.callbacks if type(each) is StageCheckpoint)
+        stop = StopOnSignal(checkpoint)
+        self.trainer.callbacks += [SettingsRecord(self.settings), stop]
+        try:
+            with stop.listening():
+                fit_sequence(self.trainer, model, datamodule, ckpt_path)
+        except (ResumeError, FloatingPointError) as error:
+            raise SystemExit(f"error: {error}") from error
+        except Exception as error:
+            if message := explained(error, Path(self.trainer.default_root_dir)):
+                raise SystemExit(f"error: {message}") from error
+            raise
+        if self.trainer.is_global_zero:
+            sys.stdout.write(summary(self.trainer))
+
+    def after_validate(self) -> None:
+        """Print the accuracies on the validation rows."""
+        self._print_accuracies("accuracy/")
+
+    def after_test(self) -> None:
+        """Print the accuracies on the test rows."""
+        self._print_accuracies("test_accuracy/")
+
+    def _print_accuracies(self, prefix: str) -> None:
+        if self.trainer.is_global_zero:
+            for name, value in sorted(self.trainer.callback_metrics.items()):
+                if name.startswith(prefix):
+                    sys.stdout.write(f"{name}  {float(value):.3f}\n")
+
+
+def summary(trainer: L.Trainer) -> str:
+    """The accuracy matrix, where the files lie, and how to open TensorBoard."""
+    run_dir = trainer.default_root_dir
+    tables = [
+        callback.table() for callback in trainer.callbacks if isinstance(callback, RetentionTracker)
+    ]
+    where = f"Files: {run_dir}\nCurves: tensorboard --logdir {run_dir}/tensorboard\n"
+    return "\n".join(["", *tables, where])
+
+
+def main(args: list[str] | None = None) -> ContinualCLI:
+    """Parse the command line and run it."""
+    # The teacher is in eval mode on purpose.
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+    defaults = {"default_config_files": [str(CONFIGS / "defaults.yaml")]}
+    return ContinualCLI(
+        ContinualModule,
+        ContinualDataModule,
+        subclass_mode_model=True,
+        auto_configure_optimizers=False,
+        seed_everything_default=42,
+        save_config_callback=RunDirectory,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs=dict.fromkeys(ContinualCLI.subcommands(), defaults),
+        args=with_shipped_configs(sys.argv[1:] if args is None else args),
+    )
+
+
+def run() -> None:
+    """The console command: its exit code is 0 unless something ended it."""
+    main()
