@@ -31,7 +31,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     number, repetitions = (4, 2) if arguments.quick else (NUM_MATRICES, REPETITIONS)
-    weights = [torch.randn(WIDTH, INNER).t() for _ in range(number)]  # stored by columns
+    weights = [torch.randn(INNER, WIDTH) for _ in range(number)]
     size = sum(weight.nbytes for weight in weights)
     found = {}
     for name, rows in ROWS.items():

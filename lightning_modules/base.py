@@ -17,10 +17,9 @@ from lightning_modules.options import require, require_above, require_at_least
 from sdft.evaluation.cost import LapClock
 from sdft.loss.hidden_states import LossPositions, hidden_states_in_parts
 from sdft.loss.reductions import reduction_weights
-from sdft.model.cpu_layout import AdamW, copy_out_of_files, like_parameters, store_by_columns
 from sdft.model.head import VocabularyHead
 from sdft.model.lora import LoRA, backbone_state, digest, trained_parameters
-from sdft.model.optimizer import WarmupCosine, gradients_are_finite
+from sdft.model.optimizer import WarmupCosine, gradients_are_finite, store_by_rows
 from sdft.model.pretrained import LoadedModel, load_model
 from sdft.model.sharding import shard
 from sdft.rollout.engine_registry import make_engine
@@ -139,16 +138,9 @@ class ContinualModule(GreedyEvaluation):
         return self.trainer.global_step == self.plan.first_step(self.stage)
 
     def configure_model(self) -> None:
-        """Lay the weights out as the strategy and the device want them.
-
-        A strategy with a device mesh has student and teacher shared out over its ranks; on a
-        processor, weights are stored in the order that decoding reads them.
-        """
+        """Share student and teacher out over the ranks, where the strategy has a device mesh."""
         if self.device_mesh is not None:
             self._shard(self.device_mesh)
-        elif self.trainer.strategy.root_device.type == "cpu":
-            store_by_columns(self)
-            copy_out_of_files(self)
 
     def _shard(self, mesh: DeviceMesh) -> None:
         require(self.lora is None, "lora", self.lora, "null where weights are sharded; use ddp")
@@ -160,9 +152,14 @@ class ContinualModule(GreedyEvaluation):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """A fresh AdamW and cosine schedule for the current stage."""
-        optimizer = AdamW(
-            trained_parameters(self.student), lr=self.learning_rate, weight_decay=self.weight_decay
+        optimizer = torch.optim.AdamW(
+            trained_parameters(self.student),
+            lr=self.learning_rate,
+            weight_decay=self.weight_decay,
+            fused=True,
         )
+        # Gradients are clipped between backward and step, so they are unscaled before the step.
+        optimizer._step_supports_amp_scaling = False
         schedule = WarmupCosine(self.warmup_steps, self.plan.steps_in_stage(self.stage))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         return {
@@ -231,7 +228,7 @@ class ContinualModule(GreedyEvaluation):
         for name, tensor in self._backbone().items():
             checkpoint["state_dict"][name] = tensor
         for optimizer in checkpoint.get("optimizer_states", ()):
-            like_parameters(optimizer["state"], trained_parameters(self.student))
+            store_by_rows(optimizer["state"])
 
     def _backbone(self) -> dict[str, Tensor]:
         """Weights that a checkpoint leaves out, by their names in it."""

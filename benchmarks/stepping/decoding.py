@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +9,6 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from sdft.model.cpu_layout import store_by_columns
 from sdft.model.pretrained import LoadedModel
 from sdft.rollout.generate import neutral_generation_config
 from sdft.rollout.in_place import sample
@@ -33,11 +31,9 @@ def decode_ratio(
         RuntimeError: The two completed a prompt differently.
     """
     loaded.model.eval()
-    trained = copy.deepcopy(loaded.model)
-    store_by_columns(trained)
     pairs = []
     for _ in range(num_pairs + 1):
-        our_seconds, our_tokens = timed(lambda: ours(trained, prompts, num_tokens))
+        our_seconds, our_tokens = timed(lambda: ours(loaded.model, prompts, num_tokens))
         their_seconds, their_tokens = timed(lambda: generated(loaded, prompts, num_tokens))
         if our_tokens != their_tokens:
             rows = [i for i, each in enumerate(our_tokens) if each != their_tokens[i]]
@@ -55,7 +51,7 @@ def timed(decode: Callable[[], list[TokenIds]]) -> tuple[tuple[float, float], li
 
 
 def ours(model: PreTrainedModel, prompts: Sequence[TokenIds], num_tokens: int) -> list[TokenIds]:
-    """The in-place engine on weights as in training, without demonstrations as drafts."""
+    """The in-place engine without demonstrations as drafts."""
     settings = SamplingSettings(num_tokens, temperature=0.0)
     request = RolloutRequest(prompts, settings, end_ids=frozenset())
     return list(sample(model, request).completions)

@@ -20,14 +20,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
-from itertools import count
 
 import torch
 from transformers import PreTrainedModel
 
-from sdft.model.cpu_layout import can_pack, packed_linears
 from sdft.model.modes import evaluation_mode, grouped_heads
 from sdft.model.sharding import gathered_weights, is_sharded
 from sdft.rollout.decoder import Decoding
@@ -35,9 +32,6 @@ from sdft.rollout.request import RolloutRequest
 from sdft.rollout.sampling import draw
 from sdft.types import Rollout, TokenIds
 
-# Packing costs about what it saves in this many steps, so a rollout that takes so many is likely
-# to gain from it.
-STEPS_BEFORE_PACKING = 5
 DTYPES = ("float32", "bfloat16")
 
 
@@ -59,16 +53,13 @@ def sample(model: PreTrainedModel, request: RolloutRequest) -> Rollout:
         torch.inference_mode(),
         evaluation_mode(model),
         grouped_heads(model.device),
-        ExitStack() as packing,
     ):
         logits = decoding.prefill()
-        for num_steps in count():
+        while True:
             chosen = None if noise is None else noise[decoding.read_rows, decoding.read_offsets]
             decoding.append(*draw(logits, settings, chosen))
             if not decoding.active:
                 break
-            if num_steps == STEPS_BEFORE_PACKING and can_pack(model):
-                packing.enter_context(packed_linears(model))
             logits = decoding.step()
     return decoding.rollout()
 
