@@ -119,7 +119,7 @@ def _add_title(figure: Figure, title: str) -> None:
 
 
 def draw_curves(axes: Axes, tasks: Sequence[str], matrix: Tensor) -> None:
-    """A line per task: dashed up to its own stage, a large marker there, solid after it.
+    """A line per task: dashed until it is trained, a large marker there, solid after it.
 
     Args:
         axes: The panel to draw in.
@@ -151,8 +151,8 @@ def draw_curves(axes: Axes, tasks: Sequence[str], matrix: Tensor) -> None:
     axes.set_xlabel("trained so far", color=INK)
     axes.legend(
         handles=[
-            Line2D([], [], color=FAINT, ls=BEFORE_TRAINING, lw=1.3, label="before its own stage"),
-            Line2D([], [], color=FAINT, lw=2.2, marker="o", ms=8, label="just after it, and later"),
+            Line2D([], [], color=FAINT, ls=BEFORE_TRAINING, lw=1.3, label="before training on it"),
+            Line2D([], [], color=FAINT, lw=2.2, marker="o", ms=8, label="right after, and later"),
         ],
         **LEGEND_PLACE,
     )
@@ -258,7 +258,7 @@ def _draw_heatmap(axes: Axes, tasks: Sequence[str], matrix: Tensor) -> None:
     axes.set_yticks(range(num_rows), names, parse_math=False, color=INK, fontsize=9.5)
     axes.legend(
         handles=[
-            Rectangle((0, 0), 1, 1, fill=False, ec=INK, lw=1.6, label="just after its own stage"),
+            Rectangle((0, 0), 1, 1, fill=False, ec=INK, lw=1.6, label="right after training on it"),
             Rectangle((0, 0), 1, 1, fill=False, lw=0, label="not measured", **BLANK),
         ][: 1 + bool(matrix.isnan().any())],
         **LEGEND_PLACE,

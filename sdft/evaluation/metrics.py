@@ -26,14 +26,14 @@ DEFINITIONS = {
     "1; null where nothing was measured.",
     "average_accuracy": "Mean accuracy over all tasks in the last row, tasks not yet trained "
     "included.",
-    "forgetting": "Accuracy of a task just after its own stage minus its accuracy in the last "
-    "row; null until a later stage was measured.",
-    "forgetting_from_best": "Highest accuracy of a task in any earlier row, the base model's "
-    "included, minus its accuracy in the last row; null until a stage after its own was measured.",
-    "backward_transfer": "Mean over the tasks trained before the last row's stage of last "
-    "accuracy minus accuracy just after the task's own stage, which is minus the mean forgetting.",
-    "forward_transfer": "Mean over the tasks but the first, as far as the sequence has come, of "
-    "accuracy just before the task's own stage minus accuracy of the base model.",
+    "learning_accuracy": "Accuracy of a task right after training on it.",
+    "forgetting": "Highest accuracy of a task in any earlier row, the base model's included, "
+    "minus its accuracy in the last row (Chaudhry et al., 2018); null until a later task was "
+    "trained.",
+    "backward_transfer": "Mean of last accuracy minus learning accuracy over the tasks trained "
+    "before the last row's (Lopez-Paz & Ranzato, 2017); negative where tasks were forgotten.",
+    "forward_transfer": "Mean of accuracy just before training on the task minus accuracy of the "
+    "base model, over the tasks but the first, as far as the sequence has come.",
     "test": "Accuracy on each task's test rows, scored once with the final weights.",
 }
 """One sentence for each number that a run reports."""
@@ -123,42 +123,28 @@ def average_accuracy_of_trained(matrix: Tensor) -> Tensor:
     return matrix[last, :last].mean() if last else _unknown(matrix)
 
 
-def accuracy_when_trained(matrix: Tensor) -> Tensor:
-    """``R[k + 1, k]``: each task just after its own stage, (K,)."""
+def learning_accuracy(matrix: Tensor) -> Tensor:
+    """``R[k + 1, k]``: each task right after training on it, (K,)."""
     return matrix.diagonal(offset=-1).clone()
 
 
 def learning_gain(matrix: Tensor) -> Tensor:
-    """``R[k + 1, k] - R[0, k]``: what each task gained over the base model, (K,)."""
-    return accuracy_when_trained(matrix) - matrix[0]
+    """``R[k + 1, k] - R[0, k]``: learning accuracy over the base model's accuracy, (K,)."""
+    return learning_accuracy(matrix) - matrix[0]
 
 
-def forgetting_from_trained(matrix: Tensor) -> Tensor:
-    """``R[k + 1, k] - R[last, k]``: what each task lost since its own stage.
+def forgetting(matrix: Tensor) -> Tensor:
+    """``max over earlier rows of R[., k], minus R[last, k]`` (Chaudhry et al., 2018).
 
-    Args:
-        matrix: (K + 1, K).
-
-    Returns:
-        (K,), negative where later stages helped; NaN for tasks with no measured stage after
-        their own, thus always for the last task of the sequence.
-    """
-    last = last_measured_stage(matrix) or 0
-    return _only_overtaken(accuracy_when_trained(matrix) - matrix[last], last)
-
-
-def forgetting_from_best(matrix: Tensor) -> Tensor:
-    """``max over earlier stages - R[last, k]``: what each task lost since it was at its best.
-
-    The earlier stages are all measured rows before the last one, the base model's included, so
-    this counts knowledge lost before the task was trained too.
+    The base model's row is one of the earlier ones: what a pretrained model knew before any
+    training can be forgotten as well. The original starts at the first trained stage.
 
     Args:
         matrix: (K + 1, K).
 
     Returns:
-        (K,), never less than :func:`forgetting_from_trained`; NaN for tasks with no measured
-        stage after their own.
+        (K,), never less than ``-backward_transfer_per_task``; NaN for tasks with no measured
+        stage after their own, thus always for the last task of the sequence.
     """
     last = last_measured_stage(matrix) or 0
     if last == 0:
@@ -169,8 +155,21 @@ def forgetting_from_best(matrix: Tensor) -> Tensor:
     return _only_overtaken(best - matrix[last], last)
 
 
+def backward_transfer_per_task(matrix: Tensor) -> Tensor:
+    """``R[last, k] - R[k + 1, k]``: what later stages did to each task.
+
+    Args:
+        matrix: (K + 1, K).
+
+    Returns:
+        (K,), negative where the task was forgotten; NaN as for :func:`forgetting`.
+    """
+    last = last_measured_stage(matrix) or 0
+    return _only_overtaken(matrix[last] - learning_accuracy(matrix), last)
+
+
 def backward_transfer(matrix: Tensor) -> Tensor:
-    """Mean of ``R[last, k] - R[k + 1, k]`` over the tasks but the last one trained.
+    """Mean of :func:`backward_transfer_per_task` (Lopez-Paz & Ranzato, 2017).
 
     Args:
         matrix: (K + 1, K).
@@ -179,7 +178,7 @@ def backward_transfer(matrix: Tensor) -> Tensor:
         Scalar, negative when tasks were forgotten; NaN until two stages were measured.
     """
     last = last_measured_stage(matrix) or 0
-    return -forgetting_from_trained(matrix)[: max(last - 1, 0)].mean()
+    return backward_transfer_per_task(matrix)[: max(last - 1, 0)].mean()
 
 
 def forward_transfer_per_task(matrix: Tensor) -> Tensor:

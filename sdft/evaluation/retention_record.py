@@ -13,9 +13,9 @@ from sdft.evaluation.metrics import (
     AccuracyMatrix,
     average_accuracy,
     backward_transfer,
-    forgetting_from_best,
-    forgetting_from_trained,
+    forgetting,
     forward_transfer,
+    learning_accuracy,
 )
 
 NAME_CHARACTERS = 18
@@ -53,8 +53,8 @@ class RetentionRecord(TypedDict):
     tasks: list[str]
     rows: list[StageRow]
     average_accuracy: float | None
+    learning_accuracy: dict[str, float | None]
     forgetting: dict[str, float | None]
-    forgetting_from_best: dict[str, float | None]
     backward_transfer: float | None
     forward_transfer: float | None
     test: HeldOutScores | None
@@ -127,8 +127,8 @@ def retention_record(
         "tasks": list(tasks),
         "rows": list(rows),
         "average_accuracy": rounded(average_accuracy(matrix).item()),
-        "forgetting": _by_task(tasks, forgetting_from_trained(matrix)),
-        "forgetting_from_best": _by_task(tasks, forgetting_from_best(matrix)),
+        "learning_accuracy": _by_task(tasks, learning_accuracy(matrix)),
+        "forgetting": _by_task(tasks, forgetting(matrix)),
         "backward_transfer": rounded(backward_transfer(matrix).item()),
         "forward_transfer": rounded(forward_transfer(matrix).item()),
         "test": test,

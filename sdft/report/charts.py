@@ -6,7 +6,7 @@ Points and lines are named beside them; colours are those of :mod:`sdft.evaluati
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,14 +15,21 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter, ScalarFormatter
 
 from sdft.evaluation.figures import COLOURS, FAINT, INK, draw_curves, label_points, name_stages
-from sdft.report.groups import Comparison, Group
-from sdft.report.panels import PANEL_HEIGHT, Chart, Panel
-from sdft.report.readings import RETENTION, GainScale, capability, cell, common_suites
+from sdft.report.comparison import (
+    RETENTION,
+    Comparison,
+    GainScale,
+    Group,
+    Measure,
+    accuracy_at,
+    capability,
+    common_suites,
+)
+from sdft.report.panels import GRID, PANEL_HEIGHT, Chart, Panel
 from sdft.report.statistics import Estimate, pareto_front
 
 NAME_HEIGHT = 0.2
 """Inches that a name at the edge of a panel needs."""
-GRID = "#E6E6E6"
 MARKERS = "osD^vPX*"
 
 
@@ -38,8 +45,8 @@ def retention_chart(comparison: Comparison) -> Chart:
         for group in comparison.groups
     ]
     caption = (
-        "Accuracy on each task over the stages (the paper's figure 3). Dashed until the task's own "
-        "stage, where the large marker stands; bars are 95 % intervals over seeds."
+        "Accuracy on each task over the stages (the paper's figure 3). Dashed until the task was "
+        "trained, with a large marker right after; bars are 95 % intervals over seeds."
     )
     return Chart("retention", caption, panels)
 
@@ -51,7 +58,11 @@ def gain_chart(comparison: Comparison) -> Chart:
         scale = GainScale.of(comparison, place)
         stages = range(len(comparison.tasks) + 1)
         lines = [
-            Line(index, group.label, {k: each for k in stages if (each := scale.gain(group, k))})
+            Line(
+                index,
+                group.label,
+                {k: each for k in stages if (each := group.mean(scale.gain_at(k)))},
+            )
             for index, group in enumerate(comparison.groups)
             if scale
         ]
@@ -61,8 +72,8 @@ def gain_chart(comparison: Comparison) -> Chart:
             panels.append(Panel(task, description, draw, _height(len(lines))))
     caption = (
         "Normalised gain over the stages (the paper's figure 3): 0 is the base model, 1 the best "
-        "mean any method reached on the task. The vertical line is the end of the task's own "
-        "stage; bars are 95 % intervals over seeds."
+        "mean any method reached on the task. The vertical line stands right after training on "
+        "the task; bars are 95 % intervals over seeds."
     )
     return Chart("gain", caption, panels)
 
@@ -106,8 +117,8 @@ def pass_at_k_chart(comparison: Comparison) -> Chart:
             draw = partial(_draw_pass_at_k, lines=known)
             panels.append(Panel(task, description, draw, _height(len(known))))
     caption = (
-        "Chance that at least one of k sampled completions is right. Bars are 95 % intervals over "
-        "seeds."
+        "Chance that at least one of k sampled completions is correct. Bars are 95 % intervals "
+        "over seeds."
     )
     return Chart("pass_at_k", caption, panels)
 
@@ -162,7 +173,8 @@ class Point:
 
 def _draw_retention(axes: Axes, group: Group, tasks: Sequence[str]) -> None:
     estimates = [
-        [cell(group, stage, task) for task in range(len(tasks))] for stage in range(len(tasks) + 1)
+        [group.mean(accuracy_at(stage, task)) for task in range(len(tasks))]
+        for stage in range(len(tasks) + 1)
     ]
     means = [[each.mean if each else math.nan for each in row] for row in estimates]
     draw_curves(axes, tasks, torch.tensor(means, dtype=torch.float64))
@@ -205,8 +217,14 @@ def _pass_at_k(group: Group, task: str) -> dict[int, Estimate]:
     """Mean pass@k on a task by k, in order, as far as any run has it."""
     lines = [run.pass_at_k.get(task, {}) for run in group.runs if run.pass_at_k]
     every_k = sorted({k for line in lines for k in line})
-    estimates = {k: Estimate.of(line.get(k) for line in lines) for k in every_k}
-    return {k: estimate for k, estimate in estimates.items() if estimate}
+    return _over(every_k, group, lambda k: lambda run: (run.pass_at_k or {}).get(task, {}).get(k))
+
+
+def _over(
+    points: Iterable[int], group: Group, measure_at: Callable[[int], Measure]
+) -> dict[int, Estimate]:
+    """A group's means at each x, where it has any."""
+    return {x: each for x in points if (each := group.mean(measure_at(x)))}
 
 
 def _draw_gain(axes: Axes, lines: Sequence[Line], tasks: Sequence[str], task: int) -> None:

@@ -11,24 +11,38 @@ from jinja2 import PackageLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
 
-from sdft.evaluation.metrics import DEFINITIONS
-from sdft.report.answer_table import prompts_of
+from sdft.evaluation.metrics import DEFINITIONS, last_measured_stage
 from sdft.report.charts import capability_chart, gain_chart, pass_at_k_chart, retention_chart
-from sdft.report.groups import Comparison
-from sdft.report.inline_svg import inline_svg
-from sdft.report.missing import PARTS, absence, missing
-from sdft.report.panels import Chart, files_of, panel_svg
+from sdft.report.comparison import Comparison, capability, common_suites
+from sdft.report.load_runs import Run
+from sdft.report.panels import Chart, files_of, inline_svg, panel_svg
 from sdft.report.tables import (
     capability_table,
     cost_table,
     gain_table,
     matrix_table,
+    prompts_of,
     retention_table,
 )
 from sdft.runs.files import write_bytes_atomically, write_text_atomically
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
+MOST_NAMES = 6
+"""Runs that a sentence names before it counts the others."""
 
+PARTS = {
+    "test": ("accuracies on test rows", "the line of test rows needs"),
+    "capabilities": (
+        "prior capabilities after the last stage on shared suites (capabilities.json)",
+        "figure 4 needs",
+    ),
+    "pass_at_k": ("pass@k (pass_at_k.json)", "its curves need"),
+    "cost": ("costs (cost.json)", "the cost table needs"),
+    "answers": ("answers at every stage (answers/stage-*.jsonl)", "the rollouts side by side need"),
+}
+"""Part of a run -> what it is, and what needs it."""
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
+_BLANK_LINES = re.compile(r"\n\s*\n")
 
 CHARTS = (retention_chart, gain_chart, capability_chart, pass_at_k_chart)
 
@@ -65,7 +79,7 @@ def write_report(
 def _environment(
     finalize: Callable[[object], object] | None = None,
 ) -> ImmutableSandboxedEnvironment:
-    return ImmutableSandboxedEnvironment(
+    environment = ImmutableSandboxedEnvironment(
         loader=PackageLoader("sdft.report"),
         autoescape=True,
         finalize=finalize,
@@ -74,6 +88,8 @@ def _environment(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["compact"] = _compact
+    return environment
 
 
 def _section(comparison: Comparison, place: int, show_rows: bool) -> dict[str, Any]:
@@ -110,9 +126,75 @@ def _drawn(chart: Chart, place: int) -> dict[str, Any]:
     }
 
 
+def _compact(text: str) -> str:
+    """A model's text without the blank lines around and inside it that only take room."""
+    compact = _BLANK_LINES.sub("\n\n", text).strip()
+    return compact or (f"(blank: {len(text)} characters)" if text else "(empty)")
+
+
 def _markdown(value: object) -> Markup:
     """Text that Markdown shows as it is, on one line; what a macro made stays as it is."""
     if isinstance(value, Markup):
         return value
     escaped = str(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return Markup(_MARKDOWN.sub(r"\\\1", escaped).replace("\n", "<br>"))
+
+
+def absence(comparison: Comparison, part: str) -> str | None:
+    """A sentence about the runs without a part; None if all have it."""
+    has = _presence(comparison, part)
+    without = [run.name for run in comparison.runs if not has(run)]
+    what, need = PARTS[part]
+    if not without:
+        return None
+    if len(without) == len(comparison.runs):
+        return f"No run has {what}, which {need}."
+    return f"{_names(without)} of {len(comparison.runs)} have no {what}, which {need}."
+
+
+def missing(comparison: Comparison) -> list[str]:
+    """Everything that is missing, a sentence each."""
+    sentences = [absence(comparison, part) for part in PARTS]
+    return [
+        *_unfinished(comparison),
+        *_without_interval(comparison),
+        *(sentence for sentence in sentences if sentence),
+    ]
+
+
+def _presence(comparison: Comparison, part: str) -> Callable[[Run], bool]:
+    if part != "capabilities":
+        return lambda run: bool(getattr(run, part))
+    suites = common_suites(comparison)
+    return lambda run: capability(run, suites) is not None
+
+
+def _unfinished(comparison: Comparison) -> list[str]:
+    """Sentences about sequences under way, and about rows with holes."""
+    sentences = []
+    for run in comparison.runs:
+        last = last_measured_stage(run.matrix)
+        rows = 0 if last is None else last + 1
+        holes = int(run.matrix[:rows].isnan().sum())
+        if rows < len(run.matrix):
+            sentences.append(
+                f"{run.name} has measured {rows} of {len(run.matrix)} rows of its accuracy matrix: "
+                "they are in the matrix, and its means over tasks are left out."
+            )
+        if holes:
+            sentences.append(f"{run.name} has not measured {holes} of the cells in these rows.")
+    return sentences
+
+
+def _without_interval(comparison: Comparison) -> list[str]:
+    single = [group.label for group in comparison.groups if len(group.runs) == 1]
+    if not single:
+        return []
+    return [f"One seed has no interval: {', '.join(single)}. Intervals need at least two seeds."]
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:MOST_NAMES])
+    more = len(names) - MOST_NAMES
+    listed = f"{shown} and {more} more" if more > 0 else shown
+    return f"{len(names)} ({listed})"

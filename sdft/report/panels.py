@@ -1,25 +1,43 @@
 """A figure as panels: drawn one by one for the page, together for the figure's files.
 
-On the page, panels flow into as many columns as the screen has room for.
+On the page, panels flow into as many columns as the screen has room for, and their colours follow
+its light and dark scheme.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sdft.evaluation.figures import TITLE_STYLE
+from sdft.evaluation.figures import COLOURS, FAINT, INK, TITLE_STYLE
 
 PANEL_WIDTH, PANEL_HEIGHT = 4.8, 3.7
 COLUMNS = 3
 TEXT_IN_SVG: Any = {"svg.fonttype": "none", "svg.hashsalt": "sdft"}
+
+
+GRID = "#E6E6E6"
+THEME = {
+    INK: "--ink",
+    FAINT: "--faint",
+    GRID: "--grid",
+    "#FFFFFF": "--paper",
+    **{colour: f"--line-{index}" for index, colour in enumerate(COLOURS)},
+}
+"""A figure's colour -> the custom property of the page that takes its place."""
+
+_COLOUR = re.compile("#[0-9a-fA-F]{6}")
+_REFERENCE = re.compile(r"^#|(?<=url\(#)")
 
 
 @dataclass(frozen=True)
@@ -51,6 +69,46 @@ class Chart:
 def panel_svg(panel: Panel) -> str:
     """One panel as the text of an SVG image."""
     return _svg(_figure([panel]))
+
+
+def inline_svg(svg: str, prefix: str, description: str) -> Markup:
+    """An SVG image as an element of an HTML page.
+
+    Args:
+        svg: As matplotlib writes it.
+        prefix: Put before every id, so that several images do not share them.
+        description: What the image shows.
+    """
+    root = ElementTree.fromstring(svg)
+    for element in root.iter():
+        element.tag = _local(element.tag)
+        element.attrib = {
+            _local(name): _adapted(_local(name), value, prefix)
+            for name, value in element.attrib.items()
+        }
+    for metadata in root.findall("metadata"):
+        root.remove(metadata)
+    del root.attrib["width"], root.attrib["height"]
+    root.attrib.update({"role": "img", "aria-label": description})
+    return Markup(ElementTree.tostring(root, encoding="unicode"))  # every text is escaped in it
+
+
+def _local(name: str) -> str:
+    """A name without its namespace: HTML knows SVG's elements without."""
+    return name.rpartition("}")[2]
+
+
+def _adapted(name: str, value: str, prefix: str) -> str:
+    if name == "id":
+        return f"{prefix}-{value}"
+    if name == "style":
+        value = _COLOUR.sub(lambda match: _themed(match.group()), value)
+    return _REFERENCE.sub(lambda match: f"{match.group()}{prefix}-", value)
+
+
+def _themed(colour: str) -> str:
+    variable = THEME.get(colour.upper())
+    return f"var({variable})" if variable else colour
 
 
 def files_of(chart: Chart) -> dict[str, bytes]:

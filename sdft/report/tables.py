@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
-from sdft.report.groups import Comparison, Group
-from sdft.report.readings import (
+from sdft.evaluation.metrics import last_measured_stage
+from sdft.report.comparison import (
     RETENTION,
+    Comparison,
     GainScale,
+    Group,
+    Measure,
+    accuracy_at,
     capability,
-    cell,
     common_suites,
     held_out_accuracy,
 )
-from sdft.report.runs import Run
+from sdft.report.load_runs import Run, StageAnswer
 from sdft.report.statistics import Estimate
 
 NOT_MEASURED = "not measured"
+UNDEFINED = "undefined"
 GIB = 2**30
+POWERS = {3: "10³", 6: "10⁶", 9: "10⁹", 12: "10¹²", 15: "10¹⁵", 18: "10¹⁸", 21: "10²¹"}
+NUM_DIGITS = 3
+"""Significant digits of a number that is not a share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,24 +54,37 @@ class Table:
     rows: Sequence[tuple[str, Sequence[Cell]]]
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt, and who answered it how.
+
+    Args:
+        first: Any answer to it: for the prompt itself and what is expected.
+        lines: Method and run -> the answer at each stage, None where there is none.
+    """
+
+    first: StageAnswer
+    lines: dict[str, list[StageAnswer | None]] = field(default_factory=dict)
+
+
 def matrix_table(group: Group, tasks: Sequence[str]) -> Table:
     """The accuracy matrix over the group's seeds, and the test rows below it."""
     rows = []
     for stage in range(len(tasks) + 1):
         name = f"after {tasks[stage - 1]}" if stage else "before training"
-        estimates = [cell(group, stage, task) for task in range(len(tasks))]
-        cells = [percent(each, group, own=stage == task + 1) for task, each in enumerate(estimates)]
+        values = [group.values(accuracy_at(stage, task)) for task in range(len(tasks))]
+        cells = [percent(each, own=stage == task + 1) for task, each in enumerate(values)]
         rows.append((name, cells))
     if any(run.test for run in group.runs):
-        test = [group.mean(partial(held_out_accuracy, task=task)) for task in tasks]
-        rows.append(("test rows, at the end", [percent(each, group) for each in test]))
+        test = [group.values(partial(held_out_accuracy, task=task)) for task in tasks]
+        rows.append(("test rows, at the end", [percent(each) for each in test]))
     return Table("accuracy, %", tasks, rows)
 
 
 def retention_table(comparison: Comparison) -> Table:
     """A row per method: what was learned and what was kept."""
     rows = [
-        (group.label, [percent(group.mean(read), group, False) for read in RETENTION.values()])
+        (group.label, [percent(group.values(each), shaded=False) for each in RETENTION.values()])
         for group in comparison.groups
     ]
     return Table("means over tasks, %", list(RETENTION), rows)
@@ -75,8 +96,8 @@ def gain_table(comparison: Comparison) -> Table:
     last = len(comparison.tasks)
     rows = []
     for group in comparison.groups:
-        gains = [scale.gain(group, last) if scale else None for scale in scales]
-        rows.append((group.label, [plain(each, group) for each in gains]))
+        gains = [group.values(scale.gain_at(last)) if scale else [] for scale in scales]
+        rows.append((group.label, [plain(each) for each in gains]))
     return Table("normalised gain", comparison.tasks, rows)
 
 
@@ -84,35 +105,34 @@ def capability_table(comparison: Comparison) -> Table:
     """Accuracy on the suites of prior capabilities, before training and at the end."""
     suites = common_suites(comparison)
     sets = [*([suite] for suite in suites), suites]
-    before = [
-        Estimate.of(capability(run, each, stage=0) for run in comparison.runs) for each in sets
-    ]
+    before = [[capability(run, each, stage=0) for run in comparison.runs] for each in sets]
     rows = [("before training", [percent(each) for each in before])]
     for group in comparison.groups:
-        after = [group.mean(partial(capability, suites=each)) for each in sets]
-        rows.append((group.label, [percent(each, group) for each in after]))
+        after = [group.values(partial(capability, suites=each)) for each in sets]
+        rows.append((group.label, [percent(each) for each in after]))
     return Table("prior capabilities, %", [*suites, "mean"], rows)
 
 
 def cost_table(comparison: Comparison) -> Table:
-    """A row per method: time, tokens, operations, memory."""
+    """A row per method: time, tokens, FLOPs, memory."""
     columns = cost_columns(comparison)
     rows = [
-        (group.label, [plain(group.mean(read), group) for read in columns.values()])
+        (group.label, [plain(group.values(measure)) for measure in columns.values()])
         for group in comparison.groups
         if any(run.cost for run in group.runs)
     ]
     return Table("per run", list(columns), rows)
 
 
-def cost_columns(comparison: Comparison) -> dict[str, Callable[[Run], float | None]]:
+def cost_columns(comparison: Comparison) -> dict[str, Measure]:
     """Heading -> what a run spent; times against SFT only where SFT was run as well."""
-    columns: dict[str, Callable[[Run], float | None]] = {
+    power = _power_of(max((_cost(run, "operations") or 0.0 for run in comparison.runs), default=0))
+    columns: dict[str, Measure] = {
         "optimizer steps": lambda run: _cost(run, "num_steps"),
         "training time, s": lambda run: _cost(run, "seconds"),
         "sampled tokens": lambda run: _cost(run, "completion_tokens"),
-        "operations, 10¹² FLOP": lambda run: _cost(run, "operations", 1e12),
-        "operations / SFT": lambda run: _cost(run, "operations_vs_sft"),
+        f"FLOPs, {POWERS[power]}": lambda run: _cost(run, "operations", 10.0**power),
+        "FLOPs / SFT": lambda run: _cost(run, "operations_vs_sft"),
         "peak memory, GiB": lambda run: _cost(run, "peak_memory_bytes", GIB),
     }
     sft = Estimate.of(_cost(run, "seconds") for run in comparison.runs if _is_plain_sft(run))
@@ -121,29 +141,66 @@ def cost_columns(comparison: Comparison) -> dict[str, Callable[[Run], float | No
     return columns
 
 
-def _is_plain_sft(run: Run) -> bool:
-    """Whether it is SFT without replay."""
-    return run.method == "SFT" and run.settings.get("data.replay_fraction", "0.0") in ("0", "0.0")
+def prompts_of(comparison: Comparison) -> list[Prompt]:
+    """The prompts in the order of their tasks; of each method, the first run with answers."""
+    prompts: dict[tuple[str, str], Prompt] = {}
+    num_rows = len(comparison.tasks) + 1
+    for group in comparison.groups:
+        run = next((run for run in group.runs if run.answers), None)
+        for answer in _answers_in_the_matrix(run) if run else ():
+            prompt = prompts.setdefault((answer.task, answer.id), Prompt(answer))
+            line = prompt.lines.setdefault(group.label, [None] * num_rows)
+            line[answer.stage] = answer
+    return sorted(prompts.values(), key=lambda each: comparison.tasks.index(each.first.task))
 
 
-def percent(
-    estimate: Estimate | None, group: Group | None = None, shaded: bool = True, own: bool = False
-) -> Cell:
-    """A mean in percent with its interval."""
+def percent(values: Sequence[float | None], shaded: bool = True, own: bool = False) -> Cell:
+    """The mean over seeds of shares from -1 to 1, in percent, with its interval.
+
+    Args:
+        values: One per run: None where it was not measured, NaN where it is undefined.
+        shaded: Whether the mean is shown as a shade behind the number too.
+        own: As in :class:`Cell`.
+    """
+    estimate = Estimate.of(values)
+    return Cell(
+        _text(values, estimate, lambda mean, half: 1, 100.0),
+        estimate.mean if estimate and shaded else None,
+        own,
+    )
+
+
+def plain(values: Sequence[float | None]) -> Cell:
+    """The mean over seeds in its own unit with its interval; values as above."""
+    return Cell(_text(values, Estimate.of(values), _num_decimals))
+
+
+def _text(
+    values: Sequence[float | None],
+    estimate: Estimate | None,
+    decimals: Callable[[float, float], int],
+    factor: float = 1.0,
+) -> str:
+    """Mean and half-width with as many decimals; or why there is no mean."""
     if estimate is None:
-        return Cell(NOT_MEASURED)
-    half = estimate.half_width
-    text = f"{100 * estimate.mean:.1f}" + (f" ± {100 * half:.1f}" if half is not None else "")
-    return Cell(text + _seeds(estimate, group), estimate.mean if shaded else None, own)
+        return UNDEFINED if any(value is not None for value in values) else NOT_MEASURED
+    mean, half = factor * estimate.mean, factor * (estimate.half_width or 0.0)
+    num = decimals(mean, half)
+    # An interval is rounded up, so that it never shows as 0.
+    interval = f" ± {math.ceil(half * 10**num - 1e-9) / 10**num:,.{num}f}" if half else ""
+    partly = f" ({estimate.num_seeds} of {len(values)} seeds)"
+    return f"{mean:,.{num}f}{interval}{partly if estimate.num_seeds < len(values) else ''}"
 
 
-def plain(estimate: Estimate | None, group: Group) -> Cell:
-    """A mean in its own unit with its interval."""
-    if estimate is None:
-        return Cell(NOT_MEASURED)
-    half = estimate.half_width
-    text = _number(estimate.mean) + (f" ± {_number(half)}" if half is not None else "")
-    return Cell(text + _seeds(estimate, group))
+def _num_decimals(mean: float, half: float) -> int:
+    """Decimals that leave three significant digits to the larger of the two."""
+    largest = max(abs(mean), half)
+    return max(0, NUM_DIGITS - 1 - math.floor(math.log10(largest))) if largest else 0
+
+
+def _power_of(largest: float) -> int:
+    """The largest of the powers of ten that is no larger than a number of FLOPs."""
+    return max((power for power in POWERS if 10**power <= largest), default=min(POWERS))
 
 
 def _cost(run: Run, name: str, unit: float = 1.0) -> float | None:
@@ -151,12 +208,13 @@ def _cost(run: Run, name: str, unit: float = 1.0) -> float | None:
     return None if value is None else value / unit
 
 
-def _number(value: float) -> str:
-    """Three digits, or all of them before the point."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def _is_plain_sft(run: Run) -> bool:
+    """Whether it is SFT without replay."""
+    return run.method == "SFT" and run.settings.get("data.replay_fraction", "0.0") in ("0", "0.0")
 
 
-def _seeds(estimate: Estimate, group: Group | None) -> str:
-    """How many of the seeds a mean is over, where it is not all of them."""
-    whole = group is None or estimate.num_seeds == len(group.runs)
-    return "" if whole or group is None else f" ({estimate.num_seeds} of {len(group.runs)} seeds)"
+def _answers_in_the_matrix(run: Run) -> list[StageAnswer]:
+    """The run's answers at the stages of its accuracy matrix."""
+    last = last_measured_stage(run.matrix)
+    measured = range(0 if last is None else last + 1)
+    return [each for each in run.answers or () if each.task in run.tasks and each.stage in measured]

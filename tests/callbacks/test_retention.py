@@ -141,8 +141,8 @@ def test_retention_json_has_the_documented_keys_and_the_worked_numbers(finished)
         "model": "linear",
         "tasks": list(TASKS),
         "average_accuracy": 0.6,
-        "forgetting": {"a": 0.3, "b.1": 0.2, "c": None},
-        "forgetting_from_best": {"a": 0.35, "b.1": 0.2, "c": None},
+        "learning_accuracy": {"a": 0.8, "b.1": 0.9, "c": 0.6},
+        "forgetting": {"a": 0.35, "b.1": 0.2, "c": None},
         "backward_transfer": -0.25,
         "forward_transfer": 0.15,
         "test": None,
@@ -163,7 +163,7 @@ def test_tensorboard_has_every_accuracy_at_its_stage_and_nothing_else(finished):
 
 def test_tensorboard_has_forgetting_only_from_the_stage_after_a_tasks_own(finished):
     log = events(finished[0])
-    assert points(log, "forgetting/a") == [(2, -0.05), (3, 0.3)]
+    assert points(log, "forgetting/a") == [(2, -0.05), (3, 0.35)]
     assert points(log, "forgetting/b.1") == [(3, 0.2)]
     assert "forgetting/c" not in log.Tags()["scalars"]
 
@@ -252,7 +252,7 @@ def test_a_run_resumed_in_a_new_folder_shows_all_rows_there(tmp_path):
     run_stages(resumed, module, data, 2, 3, tmp_path / "last.ckpt")
     log = events(tmp_path / "new")
     assert points(log, "accuracy/a") == [(stage, row[0]) for stage, row in enumerate(ROWS)]
-    assert points(log, "forgetting/a") == [(2, -0.05), (3, 0.3)]
+    assert points(log, "forgetting/a") == [(2, -0.05), (3, 0.35)]
 
 
 def test_validation_inside_of_fit_adds_no_row(tmp_path):

@@ -7,15 +7,15 @@ import torch
 from sdft.evaluation.metrics import (
     DEFINITIONS,
     AccuracyMatrix,
-    accuracy_when_trained,
     average_accuracy,
     average_accuracy_of_trained,
     backward_transfer,
-    forgetting_from_best,
-    forgetting_from_trained,
+    backward_transfer_per_task,
+    forgetting,
     forward_transfer,
     forward_transfer_per_task,
     last_measured_stage,
+    learning_accuracy,
     learning_gain,
     normalised_gain,
     pass_at_k,
@@ -60,10 +60,10 @@ def close(actual, expected):
 def test_the_worked_example_when_all_is_measured():
     assert close(average_accuracy(matrix()), (0.5 + 0.7 + 0.6) / 3)
     assert close(average_accuracy_of_trained(matrix()), (0.5 + 0.7 + 0.6) / 3)
-    assert close(accuracy_when_trained(matrix()), [0.8, 0.9, 0.6])
+    assert close(learning_accuracy(matrix()), [0.8, 0.9, 0.6])
     assert close(learning_gain(matrix()), [0.7, 0.7, 0.6])
-    assert close(forgetting_from_trained(matrix()), [0.30, 0.20, NAN])
-    assert close(forgetting_from_best(matrix()), [0.35, 0.20, NAN])
+    assert close(backward_transfer_per_task(matrix()), [-0.30, -0.20, NAN])
+    assert close(forgetting(matrix()), [0.35, 0.20, NAN])
     assert close(backward_transfer(matrix()), -0.25)
     assert close(forward_transfer_per_task(matrix()), [NAN, 0.1, 0.2])
     assert close(forward_transfer(matrix()), 0.15)
@@ -73,9 +73,9 @@ def test_the_worked_example_under_way():
     under_way = matrix(3)
     assert close(average_accuracy(under_way), (0.85 + 0.9 + 0.2) / 3)
     assert close(average_accuracy_of_trained(under_way), (0.85 + 0.9) / 2)
-    assert close(accuracy_when_trained(under_way), [0.8, 0.9, NAN])
-    assert close(forgetting_from_trained(under_way), [-0.05, NAN, NAN])
-    assert close(forgetting_from_best(under_way), [-0.05, NAN, NAN])
+    assert close(learning_accuracy(under_way), [0.8, 0.9, NAN])
+    assert close(backward_transfer_per_task(under_way), [0.05, NAN, NAN])
+    assert close(forgetting(under_way), [-0.05, NAN, NAN])
     assert close(backward_transfer(under_way), 0.05)
     assert close(forward_transfer(under_way), 0.15)
     assert close(forward_transfer(matrix(2)), 0.1)
@@ -86,7 +86,7 @@ def test_nothing_but_the_average_is_known_before_training(num_rows):
     early = matrix(num_rows)
     assert close(average_accuracy(early), 0.1 if num_rows else NAN)
     scalars = (average_accuracy_of_trained, backward_transfer, forward_transfer)
-    per_task = (forgetting_from_trained, forgetting_from_best, learning_gain, accuracy_when_trained)
+    per_task = (backward_transfer_per_task, forgetting, learning_gain, learning_accuracy)
     assert all(measure(early).isnan() for measure in scalars)
     assert all(measure(early).isnan().all() for measure in per_task)
 
@@ -95,36 +95,36 @@ def test_a_single_task_is_neither_forgotten_nor_transferred():
     single = torch.tensor([[0.1], [0.9]], dtype=torch.float64)
     assert close(average_accuracy(single), 0.9)
     assert close(learning_gain(single), [0.8])
-    assert close(forgetting_from_trained(single), [NAN])
-    assert close(forgetting_from_best(single), [NAN])
+    assert close(backward_transfer_per_task(single), [NAN])
+    assert close(forgetting(single), [NAN])
     assert backward_transfer(single).isnan()
     assert forward_transfer(single).isnan()
 
 
-def test_backward_transfer_is_minus_the_mean_forgetting_of_random_matrices():
+def test_forgetting_is_never_less_than_minus_backward_transfer_of_random_matrices():
     for seed in range(20):
         random = torch.rand(6, 5, generator=torch.Generator().manual_seed(seed)).double()
-        assert close(backward_transfer(random), -forgetting_from_trained(random)[:-1].mean())
-        best, trained = forgetting_from_best(random), forgetting_from_trained(random)
-        assert (best[:-1] >= trained[:-1]).all()
+        transfer = backward_transfer_per_task(random)
+        assert close(backward_transfer(random), transfer[:-1].mean())
+        assert (forgetting(random)[:-1] >= -transfer[:-1]).all()
 
 
-def test_forgetting_from_best_counts_what_the_base_model_knew():
+def test_forgetting_counts_what_the_base_model_knew():
     knew = torch.tensor([[0.9, 0.0], [0.5, 0.1], [0.5, 0.8]], dtype=torch.float64)
-    assert close(forgetting_from_best(knew), [0.4, NAN])
-    assert close(forgetting_from_trained(knew), [0.0, NAN])
+    assert close(forgetting(knew), [0.4, NAN])
+    assert close(backward_transfer_per_task(knew), [0.0, NAN])
 
 
 def test_a_hole_in_the_matrix_is_never_read_as_zero():
     holed = matrix()
     holed[1, 0] = NAN  # task a just after its stage
-    assert close(forgetting_from_trained(holed), [NAN, 0.20, NAN])
-    assert close(forgetting_from_best(holed), [0.35, 0.20, NAN])
+    assert close(backward_transfer_per_task(holed), [NAN, -0.20, NAN])
+    assert close(forgetting(holed), [0.35, 0.20, NAN])
     assert backward_transfer(holed).isnan()
     holed[3, 2] = NAN
     assert average_accuracy(holed).isnan()
     holed[:3, 0] = NAN
-    assert close(forgetting_from_best(holed), [NAN, 0.20, NAN])
+    assert close(forgetting(holed), [NAN, 0.20, NAN])
 
 
 def test_last_measured_stage_skips_empty_rows():
@@ -248,8 +248,8 @@ def test_a_sequence_that_grew_by_a_task_keeps_its_rows():
 def test_the_record_holds_the_worked_example_with_none_for_the_unknown():
     record = retention_record("SDFT", "tiny", TASKS, rows())
     assert record["average_accuracy"] == 0.6
-    assert record["forgetting"] == {"a": 0.3, "b": 0.2, "c": None}
-    assert record["forgetting_from_best"] == {"a": 0.35, "b": 0.2, "c": None}
+    assert record["learning_accuracy"] == {"a": 0.8, "b": 0.9, "c": 0.6}
+    assert record["forgetting"] == {"a": 0.35, "b": 0.2, "c": None}
     assert record["backward_transfer"] == -0.25
     assert record["forward_transfer"] == 0.15
     assert record["test"] is None

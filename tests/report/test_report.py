@@ -1,3 +1,4 @@
+import json
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -7,7 +8,7 @@ import pytest
 import report
 from sdft.report import compare, read_run, write_report
 from sdft.report.charts import capability_chart, pass_at_k_chart
-from sdft.report.missing import missing
+from sdft.report.page import missing
 from tests.report_runs import write_run
 
 HOSTILE = '<script>alert("x")</script> ![](http://x) | `a` $y$ \x07 &amp; \'"'
@@ -140,14 +141,19 @@ BROKEN = {
         "{": "retention.json: cannot be read",
         "[]": "retention.json: the content is",
         '{"tasks": []}': "retention.json: 'tasks' is",
+        '{"rows": []}': "retention.json: there is no key 'tasks', so another version "
+        "wrote the file: repeat the run with this one, or leave it out",
+        '{"tasks": ["a"], "rows": []}': "retention.json: there is no key 'method'",
         '{"tasks": ["a"], "rows": [{"stage": 0, "accuracy": {"a": 71}}]}': "lie between 0 and 1",
         '{"tasks": ["a"], "rows": [{"stage": 9, "accuracy": {"a": 1}}]}': "another sequence",
     },
     "config.yaml": {"a: [": "config.yaml: cannot be read", "a: &x 1\nb: *x": "holds an alias"},
     "cost.json": {'{"seconds": 3}': "cost.json: 'seconds' is 3, not a dict"},
-    "capabilities.json": {'{"rows": [{"stage": 0}]}': "capabilities.json: row 0: 'scores' is None"},
+    "capabilities.json": {
+        '{"rows": [{"stage": 0}]}': "capabilities.json: row 0: there is no key 'scores'"
+    },
     "pass_at_k.json": {'{"pass_at_k": {"one": {"x": 1}}}': "pass_at_k.json: 'one' has 'x'"},
-    "answers/stage-1.jsonl": {'{"id": 3}': "stage-1.jsonl:1: 'task' is None, not a str"},
+    "answers/stage-1.jsonl": {'{"id": 3}': "stage-1.jsonl:1: there is no key 'task'"},
     "answers/stage-x.jsonl": {"{}": "stage-x.jsonl: the name has 'x' where a count"},
 }
 
@@ -163,6 +169,27 @@ def test_a_broken_file_is_named(tmp_path, file, content, message):
         report.main([str(run), "--output", str(tmp_path / "report")])
     assert str(run / file) in str(error.value)
     assert not (tmp_path / "report").exists()
+
+
+def test_blank_answers_take_a_line(tmp_path):
+    blank = write_run(tmp_path / "blank", parts=True, answer="\n" * 200)
+    for stage, answer in enumerate(("", "\n" * 200, "one\n\n\n \n\ntwo\n\n")):
+        line = {"task": "one", "id": "7", "prompt": "?", "expected": "", "score": 0.5}
+        path = blank / "answers" / f"stage-{stage}.jsonl"
+        path.write_text(json.dumps(line | {"answer": answer}))
+    page, markdown, output = made(tmp_path, blank)
+    for text in (page.text, markdown.replace("\\", "").replace("<br>", " ")):
+        assert "(empty)" in text
+        assert "(blank: 200 characters)" in text
+        assert "50 %" in text
+    assert "\n\n\n\n" not in (output / "report.html").read_text()
+    assert "one<br><br>two (50 %)" in markdown.replace("\\", "")
+
+
+def test_wide_tables_say_on_a_narrow_screen_that_they_scroll(tmp_path):
+    page, _, output = made(tmp_path, write_run(tmp_path / "run", parts=True))
+    assert "Retention by method Scroll sideways: 8 columns." in page.text
+    assert re.search(r"\.hint \{ display: none;", (output / "report.html").read_text())
 
 
 @pytest.mark.parametrize("file", ["config.yaml", "retention.json"])

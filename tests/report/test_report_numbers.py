@@ -6,10 +6,10 @@ import pytest
 
 from sdft.report import compare, read_run
 from sdft.report.charts import gain_chart
-from sdft.report.missing import missing
-from sdft.report.readings import RETENTION, GainScale, cell
+from sdft.report.comparison import RETENTION, GainScale, accuracy_at
+from sdft.report.page import missing
 from sdft.report.statistics import Estimate, bootstrap_interval, pareto_front, sign_flip_p
-from sdft.report.tables import cost_columns, gain_table
+from sdft.report.tables import cost_columns, gain_table, percent, plain, retention_table
 from tests.report_runs import MATRIX, write_run
 
 
@@ -92,19 +92,55 @@ def test_normalised_gain_is_one_at_the_best_mean_of_any_method(tmp_path):
     sdft, sft = found.groups
     scale = GainScale.of(found, 0)
     assert (scale.base, scale.best) == pytest.approx((0.0, 0.8))
-    assert scale.gain(sdft, 1).mean == pytest.approx(1.0)
-    assert scale.gain(sdft, 2).mean == pytest.approx(0.75)
-    assert scale.gain(sft, 2).mean == pytest.approx(0.5)
-    assert GainScale.of(found, 1).gain(sft, 2).mean == pytest.approx(0.5)
+    assert sdft.mean(scale.gain_at(1)).mean == pytest.approx(1.0)
+    assert sdft.mean(scale.gain_at(2)).mean == pytest.approx(0.75)
+    assert sft.mean(scale.gain_at(2)).mean == pytest.approx(0.5)
+    assert sft.mean(GainScale.of(found, 1).gain_at(2)).mean == pytest.approx(0.5)
     cells = dict(gain_table(found).rows)
-    assert [each.text for each in cells["SFT"]] == ["0.5", "0.5"]
+    assert [each.text for each in cells["SFT"]] == ["0.500", "0.500"]
 
 
 def test_no_gain_is_normalised_where_no_method_learned(tmp_path):
     (found,) = compare(runs(tmp_path, {"matrix": ((0.5, 0.1), (0.4, 0.1), (0.3, 0.9))}))
-    assert GainScale.of(found, 0).gain(found.groups[0], 2) is None
-    assert [each.text for each in gain_table(found).rows[0][1]] == ["not measured", "1"]
+    assert found.groups[0].mean(GainScale.of(found, 0).gain_at(2)) is None
+    assert [each.text for each in gain_table(found).rows[0][1]] == ["undefined", "1.00"]
     assert [panel.title for panel in gain_chart(found).panels] == ["two"]
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([0.00272 - 4e-7, 0.00272, 0.00272 + 4e-7], "0.00272 ± 0.00001"),
+        ([1234.0, 1236.0, 1235.0], "1,235 ± 3"),
+        ([12.0], "12.0"),
+        ([-0.5, -0.5], "-0.500"),
+        ([0.0, 0.0], "0"),
+        ([0.5, None, 0.5], "0.500 (2 of 3 seeds)"),
+        ([None, None], "not measured"),
+        ([None, math.nan], "undefined"),
+    ],
+)
+def test_a_mean_and_its_interval_have_the_same_decimals(values, text):
+    assert plain(values).text == text
+
+
+def test_an_interval_in_percent_is_never_shown_as_zero():
+    assert percent([0.6, 0.60001]).text == "60.0 ± 0.1"
+    assert percent([0.6, 0.6]).text == "60.0"
+    assert percent([0.4, 0.5, 0.6]).text == "50.0 ± 24.9"
+
+
+def test_what_one_task_cannot_show_is_undefined_and_what_was_not_run_is_not_measured(tmp_path):
+    single = {"tasks": ("one",), "matrix": ((0.0,), (0.9,))}
+    (found,) = compare(runs(tmp_path, single))
+    shown = dict(zip(RETENTION, retention_table(found).rows[0][1], strict=True))
+    texts = {name: cell.text for name, cell in shown.items()}
+    assert texts["forgetting"] == texts["backward transfer"] == "undefined"
+    assert texts["learning accuracy"] == "90.0"
+    assert texts["average accuracy on test rows"] == "not measured"
+    (holed,) = compare(runs(tmp_path / "holed", {"matrix": ((0, 0), (None, 0.1), (0.6, 0.9))}))
+    shown = dict(zip(RETENTION, retention_table(holed).rows[0][1], strict=True))
+    assert shown["backward transfer"].text == "not measured"
 
 
 def test_replay_is_not_the_sft_that_times_are_compared_with(tmp_path):
@@ -139,18 +175,20 @@ def test_means_over_seeds_are_those_worked_by_hand(tmp_path):
     (found,) = compare(runs(tmp_path, {"seed": 1}, {"seed": 2, "matrix": other}))
     (group,) = found.groups
     means = {name: group.mean(read) for name, read in RETENTION.items()}
-    assert cell(group, 2, 1).mean == pytest.approx(0.8)
+    assert group.mean(accuracy_at(2, 1)).mean == pytest.approx(0.8)
     assert means["average accuracy"].mean == pytest.approx((0.75 + 0.65) / 2)
     assert means["forgetting"].mean == pytest.approx((0.2 + 0.0) / 2)
-    assert means["gain by its own stage"].mean == pytest.approx((0.8 + 0.6) / 2)
-    assert means["smallest gain by its own stage"].mean == pytest.approx((0.8 + 0.6) / 2)
+    assert means["backward transfer"].mean == pytest.approx(-(0.2 + 0.0) / 2)
+    assert means["learning accuracy"].mean == pytest.approx(((0.8 + 0.9) / 2 + (0.6 + 0.7) / 2) / 2)
+    assert means["learning gain"].mean == pytest.approx((0.8 + 0.6) / 2)
+    assert means["smallest learning gain"].mean == pytest.approx((0.8 + 0.6) / 2)
     assert means["average accuracy on test rows"] is None
 
 
 def test_an_unfinished_run_is_in_the_matrix_but_in_no_mean_over_tasks(tmp_path):
     (found,) = compare(runs(tmp_path, {"seed": 1}, {"seed": 2, "matrix": MATRIX[:2]}))
     (group,) = found.groups
-    assert cell(group, 1, 0).num_seeds == 2
-    assert cell(group, 2, 0).num_seeds == 1
+    assert group.mean(accuracy_at(1, 0)).num_seeds == 2
+    assert group.mean(accuracy_at(2, 0)).num_seeds == 1
     assert group.mean(RETENTION["average accuracy"]) == Estimate(0.75, None, 1)
     assert any("has measured 2 of 3 rows" in sentence for sentence in missing(found))

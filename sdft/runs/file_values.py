@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,6 +48,26 @@ def of_kind(value: object, kind: type[T], where: str) -> T:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{where} is {value!r:.60}, not a {kind.__name__}")
     return value
+
+
+def member(record: Mapping[str, Any], key: str, kind: type[T], where: str = "") -> T:
+    """The value of a key that this version writes.
+
+    Args:
+        record: An object of a run's file.
+        key: What is looked up.
+        kind: What it must be.
+        where: Stands before the key in an error, such as "row 3: ".
+
+    Raises:
+        ValueError: The key is missing, or its value is of another kind.
+    """
+    if key not in record:
+        raise ValueError(
+            f"{where}there is no key {key!r}, so another version wrote the file: repeat the run "
+            "with this one, or leave it out"
+        )
+    return of_kind(record[key], kind, f"{where}{key!r}")
 
 
 def text(value: object, where: str) -> str:
