@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -18,6 +18,7 @@ from sdft.evaluation.cost import LapClock
 from sdft.loss.hidden_states import LossPositions, hidden_states_in_parts
 from sdft.loss.reductions import reduction_weights
 from sdft.model.head import VocabularyHead
+from sdft.model.lean_adamw import LeanAdamW
 from sdft.model.lora import LoRA, backbone_state, digest, trained_parameters
 from sdft.model.optimizer import WarmupCosine, gradients_are_finite, store_by_rows
 from sdft.model.pretrained import LoadedModel, load_model
@@ -27,6 +28,8 @@ from sdft.rollout.request import SamplingSettings
 from sdft.seeds import Stream, mix_seed
 from sdft.stages import StagePlan
 from sdft.types import DemonstrationBatch, Rollout, TokenIds
+
+DTYPES = {"full": torch.float32, "lean": torch.bfloat16}  # of trained weights, by memory
 
 
 class ContinualModule(GreedyEvaluation):
@@ -49,6 +52,9 @@ class ContinualModule(GreedyEvaluation):
             (transformers, on a GPU) or vllm (a server that is sent the weights).
         rollout_engine_options: The engine's own options; null for its defaults.
         lora: Train low-rank adapters on a frozen backbone; null trains all weights.
+        memory: What weights, optimizer and averaged teacher are held in, where all weights are
+            trained. full: float32, 20 bytes a parameter with gradients. lean: bfloat16 weights,
+            gradients and teacher, updated with stochastic rounding, and 8-bit moments: 8 bytes.
         micro_batch_size: Rows scored and differentiated at a time, for memory; null for the whole
             batch. Loss and gradient do not depend on it; smaller parts take longer.
         activation_checkpointing: Recompute the student's activations, layer by layer, in the
@@ -75,6 +81,7 @@ class ContinualModule(GreedyEvaluation):
         rollout_engine: str = "in_place",
         rollout_engine_options: dict[str, Any] | None = None,
         lora: LoRA | None = None,
+        memory: Literal["full", "lean"] = "full",
         micro_batch_size: int | None = None,
         activation_checkpointing: bool = False,
         revision: str | None = None,
@@ -85,10 +92,17 @@ class ContinualModule(GreedyEvaluation):
         require_above(0, learning_rate=learning_rate)
         require_at_least(0, weight_decay=weight_decay, warmup_steps=warmup_steps)
         require_at_least(1, micro_batch_size=micro_batch_size)
+        require(memory in DTYPES, "memory", memory, " or ".join(DTYPES))
+        require(
+            memory == "full" or lora is None,
+            "memory",
+            memory,
+            "full with adapters, which are few; lora.backbone_dtype: bfloat16 saves the rest",
+        )
         source = {"revision": revision, "trust_remote_code": trust_remote_code}
-        loaded = load_model(pretrained, **source, lora=lora, seed=seed)
+        loaded = load_model(pretrained, **source, lora=lora, seed=seed, dtype=DTYPES[memory])
         self._take_on(loaded, activation_checkpointing)
-        self.model_name, self.lora = pretrained, lora
+        self.model_name, self.lora, self.memory = pretrained, lora, memory
         self.micro_batch_size = micro_batch_size
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup_steps = warmup_steps
@@ -143,6 +157,7 @@ class ContinualModule(GreedyEvaluation):
             self._shard(self.device_mesh)
 
     def _shard(self, mesh: DeviceMesh) -> None:
+        require(self.memory == "full", "memory", self.memory, "full where weights are sharded")
         require(self.lora is None, "lora", self.lora, "null where weights are sharded; use ddp")
         size = mesh["tensor_parallel"].size()
         require(size == 1, "tensor_parallel_size, of the strategy,", size, "1")
@@ -152,20 +167,23 @@ class ContinualModule(GreedyEvaluation):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """A fresh AdamW and cosine schedule for the current stage."""
-        optimizer = torch.optim.AdamW(
-            trained_parameters(self.student),
-            lr=self.learning_rate,
-            weight_decay=self.weight_decay,
-            fused=True,
-        )
-        # Gradients are clipped between backward and step, so they are unscaled before the step.
-        optimizer._step_supports_amp_scaling = False
+        optimizer = self._adamw(lr=self.learning_rate, weight_decay=self.weight_decay)
         schedule = WarmupCosine(self.warmup_steps, self.plan.steps_in_stage(self.stage))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "learning_rate"},
         }
+
+    def _adamw(self, **options: float) -> torch.optim.Optimizer:
+        parameters = trained_parameters(self.student)
+        if self.memory == "full":
+            optimizer = torch.optim.AdamW(parameters, fused=True, **options)
+            # Gradients are clipped between backward and step, so they are unscaled before the step.
+            optimizer._step_supports_amp_scaling = False
+            return optimizer
+        seed = mix_seed(Stream.WEIGHT_ROUNDING, self.seed, self.plan.first_step(self.stage))
+        return LeanAdamW(parameters, seed=seed, **options)
 
     def hidden_states(
         self,

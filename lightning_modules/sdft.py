@@ -267,7 +267,7 @@ class SDFTModule(ContinualModule):
         """Step the student, then let the teacher follow."""
         super().optimizer_step(*args, **kwargs)
         if not self.step_skipped:
-            self.teacher.follow(self.student, self.trainer.global_step + 1)
+            self.teacher.follow(self.student, self.trainer.global_step + 1, self.seed)
         self.clock.lap("teacher_update")
 
     def _log_rollout(self, rollout: Rollout) -> None:

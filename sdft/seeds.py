@@ -31,6 +31,8 @@ class Stream(IntEnum):
     TEACHER_SAMPLES = 8  # stage, task, row
     DRIFT = 9  # prompt
     PASS_AT_K = 10  # sample, task, row
+    WEIGHT_ROUNDING = 11  # optimizer step
+    TEACHER_ROUNDING = 12  # optimizer step
 
 
 def mix_seed(stream: Stream, seed: int, *counters: int | str) -> int:

@@ -60,6 +60,7 @@ def load_model(
     trust_remote_code: bool = False,
     lora: LoRA | None = None,
     seed: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> LoadedModel:
     """Load a causal chat model, with fp32 weights or with fp32 adapters on a frozen backbone.
 
@@ -70,13 +71,15 @@ def load_model(
         trust_remote_code: Run Python code that the model's repository ships.
         lora: Adapters to put into it; None for none.
         seed: Seed of the adapters' start.
+        dtype: What weights without adapters are held in.
 
     Raises:
         ValueError: The name leads nowhere, or the model has no chat template or end token.
     """
     source = _resolve(name)
     loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    dtype = torch.float32 if lora is None else BACKBONE_DTYPES[lora.backbone_dtype]
+    if lora is not None:
+        dtype = BACKBONE_DTYPES[lora.backbone_dtype]
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **loading)
         model = AutoModelForCausalLM.from_pretrained(

@@ -2,8 +2,9 @@
 
 With θ the student's weights and φ the teacher's, the kinds are
 
-- ``ema``: φ ← rate · θ + (1 - rate) · φ every n optimizer steps, in fp32: at bf16 precision most
-  of these updates would round away. The paper's choice, n = 1 and φ = θ when a stage starts;
+- ``ema``: φ ← rate · θ + (1 - rate) · φ every n optimizer steps, in fp32, or in bf16 with
+  stochastic rounding where the student is bf16: rounded to the nearest bf16, most of these updates
+  would be lost. The paper's choice, n = 1 and φ = θ when a stage starts;
 - ``stage_start``: φ is θ as it was when the stage started;
 - ``base``: φ is θ as it was before the first stage;
 - ``student``: φ is θ, always; no weights are held;
@@ -31,8 +32,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sdft.model.head import VocabularyHead
+from sdft.model.lean_adamw import lerp_with_rounding
 from sdft.model.lora import adapters_off, trained_parameters
 from sdft.model.modes import evaluation_mode
+from sdft.seeds import Stream, mix_seed
 
 TEACHERS = ("ema", "stage_start", "base", "student")
 
@@ -91,12 +94,22 @@ class Teacher(nn.Module):
                 own.copy_(theirs)
 
     @torch.no_grad()
-    def follow(self, student: nn.Module, num_steps: int) -> None:
-        """φ ← rate · θ + (1 - rate) · φ, once ``num_steps`` optimizer steps have been taken."""
+    def follow(self, student: nn.Module, num_steps: int, seed: int = 0) -> None:
+        """φ ← rate · θ + (1 - rate) · φ, once ``num_steps`` optimizer steps have been taken.
+
+        Args:
+            student: θ.
+            num_steps: Over the whole run.
+            seed: The run's, of a bfloat16 teacher's rounding.
+        """
         if self.average is not None and num_steps % self.average.teacher_update_every == 0:
             own: list[Tensor] = list(self.parameters())
             theirs = [parameter.detach() for parameter in trained_parameters(student)]
-            torch._foreach_lerp_(own, theirs, self.average.teacher_rate)
+            if any(each.dtype == torch.bfloat16 for each in own):
+                noise = mix_seed(Stream.TEACHER_ROUNDING, seed, num_steps)
+                lerp_with_rounding(own, theirs, self.average.teacher_rate, noise)
+            else:
+                torch._foreach_lerp_(own, theirs, self.average.teacher_rate)
 
     @abstractmethod
     def scoring(self, student: PreTrainedModel) -> Any:
@@ -116,7 +129,7 @@ class ModelCopy(Teacher):
 
     def __init__(self, student: PreTrainedModel, kind: str, average: Average | None) -> None:
         super().__init__(kind, average)
-        _require_full_precision(student)
+        _refuse_float16(student)
         self.model = copy.deepcopy(student).requires_grad_(False)
         self.model.eval()  # type: ignore[no-untyped-call]
 
@@ -206,10 +219,10 @@ def refuse_average(kind: str, average: dict[str, Any]) -> None:
             )
 
 
-def _require_full_precision(student: nn.Module) -> None:
+def _refuse_float16(student: nn.Module) -> None:
     for name, parameter in student.named_parameters():
-        if parameter.is_floating_point() and parameter.element_size() < 4:
+        if parameter.dtype == torch.float16:
             raise ValueError(
-                f"the student's {name} is {parameter.dtype}; an average of half-precision "
-                "weights loses most updates, load the model in float32"
+                f"the student's {name} is {parameter.dtype}, in which an average loses most "
+                "updates; load the model in float32 or bfloat16"
             )

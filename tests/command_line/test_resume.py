@@ -191,3 +191,17 @@ def test_changed_rows_are_refused(uninterrupted, tmp_path):
     text = (tmp_path / "run.log").read_text()
     assert "two.train: " in text
     assert "one.train" not in text
+
+
+@pytest.mark.slow
+def test_a_lean_run_resumes_to_the_same_weights(tmp_path):
+    config = write_config(tmp_path, memory="lean")
+    assert fit(tmp_path, config, "whole") == 0, (tmp_path / "whole.log").read_text()
+    killer = kill_at(tmp_path, "on_train_batch_start", 2)
+    assert fit(tmp_path, config, "run", *killer) == -signal.SIGKILL
+    assert fit(tmp_path, config, "run", "--ckpt_path=last") == 0, (tmp_path / "run.log").read_text()
+    assert_same_outcome(tmp_path / "run", tmp_path / "whole")
+    state = final_state(tmp_path / "whole")
+    held = {each.dtype for name, each in tensors(state).items() if "exp_avg" in name}
+    assert held == {torch.uint8, torch.float32}
+    assert {each.dtype for each in state["state_dict"].values()} == {torch.bfloat16}
