@@ -59,7 +59,7 @@ def round_into(target: Tensor, values: Tensor, generator: torch.Generator) -> No
 def lerp_with_rounding(
     targets: Sequence[Tensor], sources: Sequence[Tensor], rate: float, seed: int
 ) -> None:
-    """targets <- rate * sources + (1 - rate) * targets, computed in float32, stochastically rounded.
+    """Targets ← rate · sources + (1 - rate) · targets in float32, then stochastically rounded.
 
     Args:
         targets: Contiguous tensors, bfloat16 or float32.
@@ -182,9 +182,7 @@ class LeanAdamW(torch.optim.Optimizer):
                 name: copy.deepcopy(each).to(parameter.device) for name, each in saved.items()
             }
 
-    def _update(
-        self, parameter: Tensor, group: dict[str, Any], generator: torch.Generator
-    ) -> None:
+    def _update(self, parameter: Tensor, group: dict[str, Any], generator: torch.Generator) -> None:
         state = self.state[parameter]
         if not state:
             state.update(_fresh_state(parameter))

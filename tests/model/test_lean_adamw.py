@@ -1,7 +1,5 @@
 """Rounding right in expectation; training in bfloat16 close to training in float64."""
 
-import copy
-
 import pytest
 import torch
 from torch.nn import functional
