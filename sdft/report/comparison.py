@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, tensor
+from torch import Tensor
 
 from sdft.evaluation.metrics import (
     average_accuracy,
@@ -201,7 +201,8 @@ class GainScale:
 
         def measure(run: Run) -> float | None:
             accuracy = run.matrix[stage, self.task]
-            gain = normalised_gain(accuracy, tensor(self.base), tensor(self.best))
+            base, best = accuracy.new_tensor(self.base), accuracy.new_tensor(self.best)
+            gain = normalised_gain(accuracy, base, best)
             return None if accuracy.isnan() else gain.item()
 
         return measure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -97,7 +97,7 @@ def gain_table(comparison: Comparison) -> Table:
     rows = []
     for group in comparison.groups:
         gains = [group.values(scale.gain_at(last)) if scale else [] for scale in scales]
-        rows.append((group.label, [plain(each) for each in gains]))
+        rows.append((group.label, [scaled(each, decimals=2) for each in gains]))
     return Table("normalised gain", comparison.tasks, rows)
 
 
@@ -117,7 +117,7 @@ def cost_table(comparison: Comparison) -> Table:
     """A row per method: time, tokens, FLOPs, memory."""
     columns = cost_columns(comparison)
     rows = [
-        (group.label, [plain(group.values(measure)) for measure in columns.values()])
+        (group.label, [scaled(group.values(measure)) for measure in columns.values()])
         for group in comparison.groups
         if any(run.cost for run in group.runs)
     ]
@@ -163,39 +163,38 @@ def percent(values: Sequence[float | None], shaded: bool = True, own: bool = Fal
         own: As in :class:`Cell`.
     """
     estimate = Estimate.of(values)
-    return Cell(
-        _text(values, estimate, lambda mean, half: 1, 100.0),
-        estimate.mean if estimate and shaded else None,
-        own,
-    )
+    share = estimate.mean if estimate and shaded else None
+    return Cell(scaled(values, 100.0, decimals=1).text, share, own)
 
 
-def plain(values: Sequence[float | None]) -> Cell:
-    """The mean over seeds in its own unit with its interval; values as above."""
-    return Cell(_text(values, Estimate.of(values), _num_decimals))
+def scaled(
+    values: Sequence[float | None], factor: float = 1.0, decimals: int | None = None
+) -> Cell:
+    """The mean over seeds times a factor, with its interval; or why there is no mean.
 
-
-def _text(
-    values: Sequence[float | None],
-    estimate: Estimate | None,
-    decimals: Callable[[float, float], int],
-    factor: float = 1.0,
-) -> str:
-    """Mean and half-width with as many decimals; or why there is no mean."""
+    Args:
+        values: As above.
+        factor: Such as 100 for percent.
+        decimals: Of mean and interval; None leaves three significant digits to the larger.
+    """
+    estimate = Estimate.of(values)
     if estimate is None:
-        return UNDEFINED if any(value is not None for value in values) else NOT_MEASURED
+        measured = any(value is not None for value in values)
+        return Cell(UNDEFINED if measured else NOT_MEASURED)
     mean, half = factor * estimate.mean, factor * (estimate.half_width or 0.0)
-    num = decimals(mean, half)
+    num = _num_decimals(mean, half) if decimals is None else decimals
     # An interval is rounded up, so that it never shows as 0.
     interval = f" ± {math.ceil(half * 10**num - 1e-9) / 10**num:,.{num}f}" if half else ""
     partly = f" ({estimate.num_seeds} of {len(values)} seeds)"
-    return f"{mean:,.{num}f}{interval}{partly if estimate.num_seeds < len(values) else ''}"
+    partly = partly if estimate.num_seeds < len(values) else ""
+    return Cell(f"{mean:,.{num}f}{interval}{partly}")
 
 
 def _num_decimals(mean: float, half: float) -> int:
     """Decimals that leave three significant digits to the larger of the two."""
-    largest = max(abs(mean), half)
-    return max(0, NUM_DIGITS - 1 - math.floor(math.log10(largest))) if largest else 0
+    if not half and mean == int(mean):
+        return 0
+    return max(0, NUM_DIGITS - 1 - math.floor(math.log10(max(abs(mean), half))))
 
 
 def _power_of(largest: float) -> int:

@@ -188,7 +188,7 @@ def test_blank_answers_take_a_line(tmp_path):
 
 def test_wide_tables_say_on_a_narrow_screen_that_they_scroll(tmp_path):
     page, _, output = made(tmp_path, write_run(tmp_path / "run", parts=True))
-    assert "Retention by method Scroll sideways: 8 columns." in page.text
+    assert "Retention by method Scroll sideways to see all 8 columns." in page.text
     assert re.search(r"\.hint \{ display: none;", (output / "report.html").read_text())
 
 

@@ -9,7 +9,7 @@ from sdft.report.charts import gain_chart
 from sdft.report.comparison import RETENTION, GainScale, accuracy_at
 from sdft.report.page import missing
 from sdft.report.statistics import Estimate, bootstrap_interval, pareto_front, sign_flip_p
-from sdft.report.tables import cost_columns, gain_table, percent, plain, retention_table
+from sdft.report.tables import cost_columns, gain_table, percent, retention_table, scaled
 from tests.report_runs import MATRIX, write_run
 
 
@@ -97,7 +97,7 @@ def test_normalised_gain_is_one_at_the_best_mean_of_any_method(tmp_path):
     assert sft.mean(scale.gain_at(2)).mean == pytest.approx(0.5)
     assert sft.mean(GainScale.of(found, 1).gain_at(2)).mean == pytest.approx(0.5)
     cells = dict(gain_table(found).rows)
-    assert [each.text for each in cells["SFT"]] == ["0.500", "0.500"]
+    assert [each.text for each in cells["SFT"]] == ["0.50", "0.50"]
 
 
 def test_no_gain_is_normalised_where_no_method_learned(tmp_path):
@@ -112,7 +112,8 @@ def test_no_gain_is_normalised_where_no_method_learned(tmp_path):
     [
         ([0.00272 - 4e-7, 0.00272, 0.00272 + 4e-7], "0.00272 ± 0.00001"),
         ([1234.0, 1236.0, 1235.0], "1,235 ± 3"),
-        ([12.0], "12.0"),
+        ([12.0], "12"),
+        ([12.25], "12.2"),
         ([-0.5, -0.5], "-0.500"),
         ([0.0, 0.0], "0"),
         ([0.5, None, 0.5], "0.500 (2 of 3 seeds)"),
@@ -121,7 +122,7 @@ def test_no_gain_is_normalised_where_no_method_learned(tmp_path):
     ],
 )
 def test_a_mean_and_its_interval_have_the_same_decimals(values, text):
-    assert plain(values).text == text
+    assert scaled(values).text == text
 
 
 def test_an_interval_in_percent_is_never_shown_as_zero():
