@@ -27,6 +27,7 @@ from sdft.loss.hidden_states import LossPositions, completion_hidden_states
 from sdft.model.head import VocabularyHead
 from sdft.model.sharding import gathered_weights, shard
 from sdft.model.teacher import make_teacher
+from sdft.model.teacher_options import TeacherKind
 
 PROMPTS, COMPLETIONS = [[5, 6, 7], [8, 9, 10]], [[11, 12, 13], [14, 15, 16]]
 FLOAT = 4
@@ -37,12 +38,12 @@ STRATEGIES = ("one process", "ddp", "fsdp2")
 class Step(nn.Module):
     """Student, teacher and the loss of a step."""
 
-    def __init__(self, teacher: str) -> None:
+    def __init__(self, teacher: TeacherKind) -> None:
         super().__init__()
         sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8}
         self.student = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=8192))
         self.num_parameters = sum(each.numel() for each in self.student.parameters())
-        self.teacher = make_teacher(self.student, teacher)
+        self.teacher = make_teacher(self.student, {"kind": teacher})
 
     def forward(self) -> Tensor:
         """The loss of two rows."""
@@ -88,7 +89,7 @@ def measure(rank: int, num_ranks: int, strategy: str, teacher: str, folder: str)
         optimizer.zero_grad()
         forward().backward()
         optimizer.step()
-        step.teacher.follow(step.student, 1)
+        step.teacher.update(step.student, 1)
     held = resident() - before
     with gathered_weights(step.student) if strategy == "fsdp2" else nullcontext():
         in_rollout = resident() - before

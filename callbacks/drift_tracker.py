@@ -60,7 +60,7 @@ class DriftTracker(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Hold on to the base model, before any training and before a checkpoint is read."""
         if self.num_prompts and self._base is None:
-            self._base = make_teacher(pl_module.student, "base")
+            self._base = make_teacher(pl_module.student, {"kind": "base"})
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the row, replacing it and all later ones if it was measured before."""

@@ -35,7 +35,6 @@ DEFINITIONS = {
 class SelfTaught(Protocol):
     """What the check reads of a module; others are not checked."""
 
-    probe_teacher: bool
     teacher: Teacher
     teacher_head: VocabularyHead
 
@@ -43,23 +42,23 @@ class SelfTaught(Protocol):
 class InContextCheck(L.Callback):
     """Compares teacher and student on the coming stage's task before it is trained.
 
-    On with the module's ``probe_teacher``. The rows are the task's first training rows, with the
-    prompts that training will use; the stage has not seen them yet. Both answer greedily. A
-    warning says so when the teacher is not better: self-distillation has nothing to pass on then.
-    Results go to ``probe.json``, to TensorBoard (x is the number of stages done) and to the
-    terminal. ``validate`` checks every task, to the terminal alone. Weights, modes and random
-    state stay as they are.
+    The rows are the task's first training rows, with the prompts that training will use; the
+    stage has not seen them yet. Both answer greedily. A warning says so when the teacher is not
+    better: self-distillation has nothing to pass on then. Results go to ``in_context.json``, to
+    TensorBoard (x is the number of stages done) and to the terminal. ``validate`` checks every
+    task, to the terminal alone. Weights, modes and random state stay as they are. Methods without
+    a teacher are not checked.
 
     Args:
-        num_rows: Rows asked at most.
+        num_rows: Rows asked at most; 0 for off.
 
     Raises:
-        ValueError: ``num_rows`` is below 1.
+        ValueError: ``num_rows`` is negative.
     """
 
-    def __init__(self, num_rows: int = 16) -> None:
-        if num_rows < 1:
-            raise ValueError(f"in_context.num_rows is {num_rows}; it must be at least 1")
+    def __init__(self, num_rows: int = 0) -> None:
+        if num_rows < 0:
+            raise ValueError(f"in_context.num_rows is {num_rows}; it must be 0 or more")
         self.num_rows = num_rows
         self.stages: list[dict[str, Any]] = []
 
@@ -76,7 +75,7 @@ class InContextCheck(L.Callback):
     ) -> None:
         """Before a stage's first step, when the teacher has what it starts from."""
         data, stage = trainer.datamodule, trainer.datamodule.stage
-        if not _wanted(pl_module) or trainer.global_step != data.plan.first_step(stage):
+        if not self._checks(pl_module) or trainer.global_step != data.plan.first_step(stage):
             return
         found = self._check(trainer, pl_module, data.tasks[stage])
         entry = {"stage": stage, "global_step": trainer.global_step, **found}
@@ -84,14 +83,17 @@ class InContextCheck(L.Callback):
         record = {"method": pl_module.method_name, "model": pl_module.model_name}
         record |= {"stages": self.stages, "definitions": DEFINITIONS}
         scalars = {f"in_context/{name}": found[name] for name in DEFINITIONS}
-        publish(trainer, "probe.json", record, scalars, num_stages_done=stage)
+        publish(trainer, "in_context.json", record, scalars, num_stages_done=stage)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Outside of a sequence: every task."""
         outside = trainer.datamodule.num_stages_done is None
-        if _wanted(pl_module) and outside and trainer.state.fn == TrainerFn.VALIDATING:
+        if self._checks(pl_module) and outside and trainer.state.fn == TrainerFn.VALIDATING:
             for task in trainer.datamodule.tasks:
                 self._check(trainer, pl_module, task)
+
+    def _checks(self, module: L.LightningModule) -> bool:
+        return self.num_rows > 0 and isinstance(module, SelfTaught)
 
     def _check(self, trainer: L.Trainer, module: Any, task: Task) -> dict[str, Any]:
         batch = trainer.datamodule.reader.train_batch(task.train[: self.num_rows])
@@ -99,10 +101,6 @@ class InContextCheck(L.Callback):
         if trainer.is_global_zero:  # above a progress bar, where there is one
             tqdm.write("\n".join(filter(None, [in_words(found), advice(found)])))
         return found
-
-
-def _wanted(module: L.LightningModule) -> bool:
-    return isinstance(module, SelfTaught) and module.probe_teacher
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ from callbacks import (
     StageExport,
     StopOnSignal,
 )
+from command_line.renamed_keys import refuse_renamed
 from command_line.shipped_configs import CONFIGS, with_shipped_configs
 from datamodules import ContinualDataModule, fit_sequence
 from lightning_modules import ContinualModule
@@ -187,6 +188,8 @@ def summary(trainer: L.Trainer) -> str:
 
 def main(args: list[str] | None = None) -> ContinualCLI:
     """Parse the command line and run it."""
+    arguments = with_shipped_configs(sys.argv[1:] if args is None else args)
+    refuse_renamed(arguments)
     # The teacher is in eval mode on purpose.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
     defaults = {"default_config_files": [str(CONFIGS / "defaults.yaml")]}
@@ -199,7 +202,7 @@ def main(args: list[str] | None = None) -> ContinualCLI:
         save_config_callback=RunDirectory,
         save_config_kwargs={"overwrite": True},
         parser_kwargs=dict.fromkeys(ContinualCLI.subcommands(), defaults),
-        args=with_shipped_configs(sys.argv[1:] if args is None else args),
+        args=arguments,
     )
 
 

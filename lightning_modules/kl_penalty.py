@@ -41,7 +41,7 @@ class KLPenaltyModule(SFTModule):
         require(named, "penalty_direction", penalty_direction, " or ".join(DIRECTIONS))
         self.penalty = penalty
         self.divergence = make_divergence(penalty_direction)
-        self.base_model = make_teacher(self.student, "base")
+        self.base_model = make_teacher(self.student, {"kind": "base"})
         self.base_head = self.base_model.head(self.student_head)
 
     def imitation_loss(

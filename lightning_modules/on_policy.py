@@ -10,7 +10,10 @@ from torch import Tensor
 from lightning_modules.sdft import SDFTModule
 from lightning_modules.sft import SFTModule
 from sdft.loss.hidden_states import LossPositions
+from sdft.model.teacher_options import TeacherOptions
 from sdft.types import DemonstrationBatch, Rollout
+
+ANOTHER_MODEL: TeacherOptions = {"kind": "model"}
 
 
 class OnPolicyDistillationModule(SDFTModule):
@@ -19,14 +22,15 @@ class OnPolicyDistillationModule(SDFTModule):
     Student and teacher read the same prompt; demonstrations are not used.
 
     Args:
-        teacher: Whose weights teach, as SDFTModule's; model is the one of teacher_pretrained.
+        teacher: Which weights teach, as SDFTModule's; by default another model, to be named by
+            teacher.pretrained.
         base: Other options of SDFTModule and those every method has.
     """
 
     method_name = "on-policy distillation"
     train_on = "prompts"
 
-    def __init__(self, *, teacher: str = "model", **base: Any) -> None:
+    def __init__(self, *, teacher: TeacherOptions = ANOTHER_MODEL, **base: Any) -> None:
         super().__init__(teacher=teacher, **base)
 
     def score_teacher(
@@ -51,7 +55,7 @@ class ReinvokeModule(OnPolicyDistillationModule, SFTModule):
     method_name = "SFT + re-invoke"
 
     def __init__(self, **base: Any) -> None:
-        super().__init__(teacher="base", **base)
+        super().__init__(teacher={"kind": "base"}, **base)
 
     def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
         """SFT where there are demonstrations, on-policy distillation where there are none."""

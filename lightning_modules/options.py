@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from sdft.loss.divergence_registry import DIVERGENCES, make_divergence
 from sdft.loss.divergences import Divergence
 from sdft.loss.reductions import REDUCTIONS
+from sdft.model.teacher_options import TeacherOptions
 from sdft.rollout.request import SamplingSettings
 
 
@@ -37,6 +39,13 @@ def checked_reduction(name: str) -> str:
     """The reduction of a module's options, refused where there is no such one."""
     require(name in REDUCTIONS, "reduction", name, " or ".join(REDUCTIONS))
     return name
+
+
+def checked_teacher(options: TeacherOptions) -> TeacherOptions:
+    """The teacher's options, refused where they are no mapping."""
+    name = options if isinstance(options, str) else "ema"
+    require(isinstance(options, Mapping), "teacher", options, f"a mapping such as {{kind: {name}}}")
+    return options
 
 
 def checked_divergence(

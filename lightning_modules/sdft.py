@@ -13,6 +13,7 @@ from lightning_modules.base import ContinualModule
 from lightning_modules.options import (
     checked_divergence,
     checked_reduction,
+    checked_teacher,
     require_above,
     require_at_least,
 )
@@ -21,18 +22,21 @@ from sdft.loss.hidden_states import LossPositions
 from sdft.loss.preambles import Preambles
 from sdft.loss.reductions import effective_sample_size, importance_weights
 from sdft.model.lora import digest
-from sdft.model.separate_teacher import make_any_teacher
+from sdft.model.teacher import make_teacher
+from sdft.model.teacher_options import TeacherOptions
 from sdft.rollout.request import RolloutRequest
 from sdft.types import DemonstrationBatch, Rollout
+
+EMA_TEACHER: TeacherOptions = {"kind": "ema"}
 
 
 class SDFTModule(ContinualModule):
     """Self-Distillation Fine-Tuning.
 
-    Per optimizer step: the student samples a completion per prompt; the teacher, by default a
-    slow copy of the student, reads the same prompt with the demonstration in context and scores
-    the student's tokens; the loss is the divergence between the two next-token distributions at
-    every completion token; the teacher follows the student.
+    Per optimizer step: the student samples a completion per prompt; the teacher, by default an
+    exponential moving average (EMA) of the student, reads the same prompt with the demonstration
+    in context and scores the student's tokens; the loss is the divergence between the two
+    next-token distributions at every completion token; the EMA is updated.
 
     Args:
         divergence: What is minimised: forward_kl is KL(teacher || student), as all published
@@ -54,16 +58,13 @@ class SDFTModule(ContinualModule):
             rao_blackwellised they still pass the score of what follows them.
         masked_preambles: A completion that begins with one of these phrases carries no
             loss up to the phrase's end, whatever its case; the longer of the two masks holds.
-        teacher: Whose weights teach: ema, an average that follows the student (the paper's
-            choice); stage_start, the student as the stage began; base, the model before any
-            training; student, the live student; model, the one that teacher_pretrained names.
-        teacher_pretrained: For model: what to load, as pretrained; it needs the student's tokens.
-        teacher_rate: For ema: share of the student taken over per update; null for 0.01.
-        teacher_update_every: For ema: optimizer steps between two updates; null for 1.
-        reset_teacher: For ema: start every stage's average from the student; off, it goes on
-            across stages; null for on, the paper's choice.
-        probe_teacher: Before each stage, and in validate, compare the answers of student and
-            teacher, and warn where the teacher is not better: then SDFT will not help.
+        teacher: Which weights teach. kind: ema, an EMA of the student (the paper's choice);
+            stage_start, the student as the stage began; base, the model before any training;
+            student, the live student; model, the one that pretrained names. Of ema: rate, the
+            share of the student taken over per update (0.01); update_every, optimizer steps
+            between two updates (1); reset_each_stage, start every stage from the student (true).
+            A mapping in a config replaces the one before it; a flag such as
+            --model.teacher.rate 0.02 changes one entry.
         temperature: Sampling temperature of the rollouts.
         top_p: Nucleus of the rollouts; 1 samples the student's own distribution.
         top_k: Rollout tokens come from the k most likely; 0 for all.
@@ -87,12 +88,7 @@ class SDFTModule(ContinualModule):
         reduction: str = "sequence_mean",
         num_masked_tokens: int = 0,
         masked_preambles: list[str] | None = None,
-        teacher: str = "ema",
-        teacher_pretrained: str | None = None,
-        teacher_rate: float | None = None,
-        teacher_update_every: int | None = None,
-        reset_teacher: bool | None = None,
-        probe_teacher: bool = False,
+        teacher: TeacherOptions = EMA_TEACHER,
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
@@ -113,17 +109,8 @@ class SDFTModule(ContinualModule):
         self.divergence = checked_divergence(
             divergence, divergence_options or {}, self.sampling, importance_clip
         )
-        average = {"teacher_rate": teacher_rate, "teacher_update_every": teacher_update_every}
-        self.teacher = make_any_teacher(
-            self.student,
-            self.tokenizer,
-            teacher,
-            teacher_pretrained,
-            **average,
-            reset_teacher=reset_teacher,
-        )
+        self.teacher = make_teacher(self.student, checked_teacher(teacher), self.tokenizer)
         self.teacher_head = self.teacher.head(self.student_head)
-        self.probe_teacher = probe_teacher
 
     def on_train_start(self) -> None:
         """A stage's teacher starts from the student; a resumed stage keeps its own."""
@@ -132,9 +119,9 @@ class SDFTModule(ContinualModule):
 
     def fixed_settings(self) -> dict[str, str]:
         """What a resumed run must share with its checkpoint, by the option's name."""
-        own = {"teacher": self.teacher.kind}
+        own = {"teacher.kind": self.teacher.kind}
         if self.teacher.kind == "model":
-            own["teacher_pretrained"] = f"of weights {self._teacher_digest}"
+            own["teacher.pretrained"] = f"of weights {self._teacher_digest}"
         return {**own, **super().fixed_settings()}
 
     @cached_property
@@ -264,10 +251,10 @@ class SDFTModule(ContinualModule):
         return ratios
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step the student, then let the teacher follow."""
+        """Step the student, then update the teacher."""
         super().optimizer_step(*args, **kwargs)
         if not self.step_skipped:
-            self.teacher.follow(self.student, self.trainer.global_step + 1, self.seed)
+            self.teacher.update(self.student, self.trainer.global_step + 1, self.seed)
         self.clock.lap("teacher_update")
 
     def _log_rollout(self, rollout: Rollout) -> None:

@@ -13,12 +13,14 @@ from lightning_modules.base import ContinualModule
 from lightning_modules.options import require
 from lightning_modules.sdft import SDFTModule
 from lightning_modules.sft import SFTModule
+from sdft.model.teacher_options import TeacherOptions
 from sdft.rollout.request import RolloutRequest, SamplingSettings
 from sdft.seeds import Stream, mix_seed
 from sdft.types import DemonstrationBatch, Rollout, TokenIds
 
 RowKey = tuple[str, str]
 """Task and id of a row."""
+STAGE_START_TEACHER: TeacherOptions = {"kind": "stage_start"}
 
 
 class TeacherSamples(ContinualModule):
@@ -108,7 +110,7 @@ class OfflineDistillationModule(TeacherSamples, SDFTModule):
     Args:
         divergence: As SDFTModule's, but those that need the student's own draws: sampled_token and
             rao_blackwellised.
-        teacher: Whose weights teach and draw the samples, as SDFTModule's; stage_start is the
+        teacher: Which weights teach and draw the samples, as SDFTModule's; by default the
             student as the stage began.
         importance_clip: Must be null: the completions are not the student's.
         base: Other options of SDFTModule and those every method has.
@@ -120,7 +122,7 @@ class OfflineDistillationModule(TeacherSamples, SDFTModule):
         self,
         *,
         divergence: str = "forward_kl",
-        teacher: str = "stage_start",
+        teacher: TeacherOptions = STAGE_START_TEACHER,
         importance_clip: float | None = None,
         **base: Any,
     ) -> None:

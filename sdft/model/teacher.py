@@ -1,21 +1,23 @@
 """The teacher: which weights score the student's tokens (section 3, appendix A.3).
 
-With θ the student's weights and φ the teacher's, the kinds are
+Two things tell teachers apart. When their weights change, with θ the student's weights, φ the
+teacher's:
 
 - ``ema``: φ ← rate · θ + (1 - rate) · φ every n optimizer steps, in fp32, or in bf16 with
   stochastic rounding where the student is bf16: rounded to the nearest bf16, most of these updates
   would be lost. The paper's choice, n = 1 and φ = θ when a stage starts;
 - ``stage_start``: φ is θ as it was when the stage started;
 - ``base``: φ is θ as it was before the first stage;
-- ``student``: φ is θ, always; no weights are held;
-- ``model``: φ is another model (:mod:`sdft.model.separate_teacher`).
+- ``student``: φ is θ, always;
+- ``model``: φ is another model, which is never trained.
 
-Each is a module that its owner's checkpoint holds with whatever weights it has of its own: a copy
-of the model, which is saved also where it never moves, so that nothing is ever rebuilt from a
-name; a copy of the adapters, where the student is trained through adapters on a frozen backbone;
-or none. With adapters the average is taken of A and of B, so the teacher computes with
-mean(B) mean(A), which is not the mean of B A: close while the student moves little within
-1 / rate steps, and as cheap as one adapter.
+And where they lie: in a model of the teacher's own (:class:`OwnModel`), in adapters of its own on
+the student's frozen backbone (:class:`OwnAdapters`), or in the student (:class:`Borrowed`).
+
+A teacher is a module, so its owner's checkpoint holds its own weights, also those that never
+change: nothing is rebuilt from a name, except the other model of ``model``. The EMA of adapters is
+taken of A and of B, so the teacher computes with ema(B) ema(A), which is not the EMA of B A: close
+while the student moves little within 1 / rate steps, and as cheap as one adapter.
 """
 
 from __future__ import annotations
@@ -23,63 +25,37 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sdft.model.head import VocabularyHead
 from sdft.model.lean_adamw import lerp_with_rounding
 from sdft.model.lora import adapters_off, trained_parameters
 from sdft.model.modes import evaluation_mode
+from sdft.model.pretrained import load_model
+from sdft.model.teacher_options import EMAUpdate, TeacherKind, TeacherOptions, checked_kind
 from sdft.seeds import Stream, mix_seed
 
-TEACHERS = ("ema", "stage_start", "base", "student")
-
-
-@dataclass(frozen=True, slots=True)
-class Average:
-    """How an ``ema`` teacher follows the student.
-
-    Args:
-        teacher_rate: Share of the student taken over per update, in (0, 1].
-        teacher_update_every: Optimizer steps between two updates, counted over the whole run.
-        reset_teacher: Start every stage from the student.
-
-    Raises:
-        ValueError: A value is out of range.
-    """
-
-    teacher_rate: float = 0.01
-    teacher_update_every: int = 1
-    reset_teacher: bool = True
-
-    def __post_init__(self) -> None:
-        rate, every = self.teacher_rate, self.teacher_update_every
-        if not 0.0 < rate <= 1.0:
-            raise ValueError(
-                f"teacher_rate is {rate}; it must lie in (0, 1]; for a teacher that does not move "
-                "set teacher to stage_start or base"
-            )
-        if every < 1:
-            raise ValueError(f"teacher_update_every is {every}; it must be at least 1")
+NUM_NAMED = 3  # differing tokens that an error message names
 
 
 class Teacher(nn.Module):
-    """What all kinds share: when the teacher's own weights take the student's over.
+    """What all share: when the teacher's own weights take the student's over.
 
     Args:
-        kind: One of :data:`TEACHERS`.
-        average: How an ``ema`` teacher moves; None for the other kinds.
+        kind: See the module.
+        ema: How an ``ema`` teacher moves; None for the other kinds.
     """
 
-    def __init__(self, kind: str, average: Average | None) -> None:
+    def __init__(self, kind: TeacherKind, ema: EMAUpdate | None = None) -> None:
         super().__init__()
         self.kind = kind
-        self.average = average
+        self.ema = ema
+        self.reset_each_stage = kind == "stage_start" or (ema is not None and ema.reset_each_stage)
 
     def train(self, mode: bool = True) -> Teacher:
         """The teacher always stays in evaluation mode; ``mode`` is ignored."""
@@ -89,12 +65,12 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def start_stage(self, student: nn.Module) -> None:
         """φ ← θ, for the kinds that start every stage from the student."""
-        if self.kind == "stage_start" or (self.average is not None and self.average.reset_teacher):
+        if self.reset_each_stage:
             for own, theirs in zip(self.parameters(), trained_parameters(student), strict=True):
                 own.copy_(theirs)
 
     @torch.no_grad()
-    def follow(self, student: nn.Module, num_steps: int, seed: int = 0) -> None:
+    def update(self, student: nn.Module, num_steps: int, seed: int = 0) -> None:
         """φ ← rate · θ + (1 - rate) · φ, once ``num_steps`` optimizer steps have been taken.
 
         Args:
@@ -102,17 +78,18 @@ class Teacher(nn.Module):
             num_steps: Over the whole run.
             seed: The run's, of a bfloat16 teacher's rounding.
         """
-        if self.average is not None and num_steps % self.average.teacher_update_every == 0:
-            own: list[Tensor] = list(self.parameters())
-            theirs = [parameter.detach() for parameter in trained_parameters(student)]
-            if any(each.dtype == torch.bfloat16 for each in own):
-                noise = mix_seed(Stream.TEACHER_ROUNDING, seed, num_steps)
-                lerp_with_rounding(own, theirs, self.average.teacher_rate, noise)
-            else:
-                torch._foreach_lerp_(own, theirs, self.average.teacher_rate)
+        if self.ema is None or num_steps % self.ema.update_every:
+            return
+        own: list[Tensor] = list(self.parameters())
+        theirs = [parameter.detach() for parameter in trained_parameters(student)]
+        if any(each.dtype == torch.bfloat16 for each in own):
+            noise = mix_seed(Stream.TEACHER_ROUNDING, seed, num_steps)
+            lerp_with_rounding(own, theirs, self.ema.rate, noise)
+        else:
+            torch._foreach_lerp_(own, theirs, self.ema.rate)
 
     @abstractmethod
-    def scoring(self, student: PreTrainedModel) -> Any:
+    def scoring(self, student: PreTrainedModel) -> AbstractContextManager[PreTrainedModel]:
         """A context whose value is the model to score with, in evaluation mode."""
 
     def head(self, student_head: VocabularyHead) -> VocabularyHead:
@@ -124,32 +101,38 @@ class Teacher(nn.Module):
         return {}
 
 
-class ModelCopy(Teacher):
-    """A frozen copy of the whole student."""
+class OwnModel(Teacher):
+    """A frozen model of its own: a copy of the student, or another model."""
 
-    def __init__(self, student: PreTrainedModel, kind: str, average: Average | None) -> None:
-        super().__init__(kind, average)
-        _refuse_float16(student)
-        self.model = copy.deepcopy(student).requires_grad_(False)
+    def __init__(
+        self, model: PreTrainedModel, kind: TeacherKind, ema: EMAUpdate | None = None
+    ) -> None:
+        super().__init__(kind, ema)
+        self.model = model.requires_grad_(False)
         self.model.eval()  # type: ignore[no-untyped-call]
 
-    @contextmanager
-    def scoring(self, student: PreTrainedModel) -> Iterator[PreTrainedModel]:
-        """The copy."""
+    def scoring(self, student: PreTrainedModel) -> AbstractContextManager[PreTrainedModel]:
+        """The model."""
         del student
-        yield self.model
+        return nullcontext(self.model)
 
     def head(self, student_head: VocabularyHead) -> VocabularyHead:
-        """The copy's own head."""
+        """The model's own head."""
         del student_head
         return VocabularyHead.of(self.model)
 
+    def left_out(self) -> dict[str, Tensor]:
+        """All of another model; nothing of a copy."""
+        return dict(self.state_dict()) if self.kind == "model" else {}
 
-class AdapterCopy(Teacher):
+
+class OwnAdapters(Teacher):
     """Frozen copies of the student's adapters, which take their place while it scores."""
 
-    def __init__(self, student: PreTrainedModel, kind: str, average: Average | None) -> None:
-        super().__init__(kind, average)
+    def __init__(
+        self, student: PreTrainedModel, kind: TeacherKind, ema: EMAUpdate | None = None
+    ) -> None:
+        super().__init__(kind, ema)
         self.adapters = nn.ParameterList(
             nn.Parameter(parameter.detach().clone(), requires_grad=False)
             for parameter in trained_parameters(student)
@@ -182,47 +165,83 @@ class Borrowed(Teacher):
             yield student
 
 
-def make_teacher(student: PreTrainedModel, kind: str, **average: Any) -> Teacher:
-    """The teacher of that kind.
+def make_teacher(
+    student: PreTrainedModel,
+    options: TeacherOptions,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Teacher:
+    """The teacher of these options.
 
     Args:
         student: The model before training, adapted or not.
-        kind: One of :data:`TEACHERS`.
-        average: Fields of :class:`Average`, for ``ema`` alone; None stands for the default.
+        options: What is not given has its default.
+        tokenizer: The student's; needed for ``model`` alone.
 
     Raises:
-        ValueError: Unknown kind, an option that this kind does not have, or one out of range.
+        ValueError: An unknown kind or option, an option that this kind does not have, one out of
+            range, or another model that cannot be loaded or has other tokens.
     """
-    if kind not in TEACHERS:
-        raise ValueError(f"unknown teacher {kind!r}; valid: {', '.join(TEACHERS)}, model")
-    if kind != "ema":
-        refuse_average(kind, average)
-    given = {name: value for name, value in average.items() if value is not None}
-    follows = Average(**given) if kind == "ema" else None
+    kind = checked_kind(options)
+    if kind == "model":
+        return OwnModel(_other_model(options.get("pretrained"), student, tokenizer), kind)
+    given: dict[str, Any] = {name: value for name, value in options.items() if name != "kind"}
+    ema = EMAUpdate(**given) if kind == "ema" else None
     adapted = not all(parameter.requires_grad for parameter in student.parameters())
     if kind == "student" or (kind == "base" and adapted):
-        return Borrowed(kind, follows)
-    return (AdapterCopy if adapted else ModelCopy)(student, kind, follows)
+        return Borrowed(kind)
+    if adapted:
+        return OwnAdapters(student, kind, ema)
+    _refuse_float16(student)
+    return OwnModel(copy.deepcopy(student), kind, ema)
 
 
-def refuse_average(kind: str, average: dict[str, Any]) -> None:
-    """Refuse options of an average that this kind does not follow.
+def _other_model(
+    name: str | None, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+) -> PreTrainedModel:
+    """Another model of the student's tokens. A larger head is cut: the surplus is padding."""
+    if name is None or tokenizer is None:
+        raise ValueError("teacher.kind is model: name the other model with teacher.pretrained")
+    loaded = load_model(name)
+    check_same_tokens(name, loaded.tokenizer, tokenizer)
+    needed, found = (VocabularyHead.of(each).vocab_size for each in (student, loaded.model))
+    if found < needed:
+        raise ValueError(
+            f"the head of teacher.pretrained {name!r} has {found} entries, the student's "
+            f"{needed}: use a teacher with as many"
+        )
+    if found > needed:
+        loaded.model.resize_token_embeddings(needed)
+    return loaded.model
+
+
+def check_same_tokens(
+    name: str, theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase
+) -> None:
+    """Require that every token id stands for the same text in both tokenizers.
 
     Raises:
-        ValueError: One is given, that is, not None.
+        ValueError: One does not; the message names a few of them.
     """
-    for name, value in average.items():
-        if value is not None:
-            raise ValueError(
-                f"{name} is {value}, but the teacher is {kind}, which follows no average: leave "
-                f"{name} out (null), or set teacher to ema"
-            )
+    their_ids, our_ids = theirs.get_vocab(), ours.get_vocab()
+    differing = sorted(
+        token for token in {*their_ids, *our_ids} if their_ids.get(token) != our_ids.get(token)
+    )
+    if differing:
+        shown = ", ".join(
+            f"{token!r}: student {our_ids.get(token)}, teacher {their_ids.get(token)}"
+            for token in differing[:NUM_NAMED]
+        )
+        raise ValueError(
+            f"teacher.pretrained {name!r} has another tokenizer than the student: {len(differing)} "
+            f"tokens differ ({shown}); distillation compares distributions over the same tokens, "
+            "so use a teacher of the student's model family"
+        )
 
 
 def _refuse_float16(student: nn.Module) -> None:
     for name, parameter in student.named_parameters():
         if parameter.dtype == torch.float16:
             raise ValueError(
-                f"the student's {name} is {parameter.dtype}, in which an average loses most "
-                "updates; load the model in float32 or bfloat16"
+                f"the student's {name} is {parameter.dtype}, in which an EMA loses most updates; "
+                "load the model in float32 or bfloat16"
             )

@@ -31,10 +31,12 @@ def test_kl_and_entropy_are_those_of_the_whole_distributions(tiny):
     assert kl_and_entropy(hidden, head, hidden, head)[0].abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("options", [{}, {"lora": LoRA(r=2)}, {"teacher": "base"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"lora": LoRA(r=2)}, {"teacher": {"kind": "base"}}], ids=str
+)
 def test_probes_leave_weights_rollouts_modes_and_noise_as_they_were(options, tmp_path):
-    def outcome(name, *probes, **switch):
-        module = sdft(**options, **switch)
+    def outcome(name, *probes):
+        module = sdft(**options)
         seen = Recorder(
             "on_train_batch_end",
             lambda trainer, module: (
@@ -49,7 +51,7 @@ def test_probes_leave_weights_rollouts_modes_and_noise_as_they_were(options, tmp
 
     weights, without = outcome("off")
     probes = (InContextCheck(num_rows=3), DriftTracker(num_prompts=2))
-    probed, seen = outcome("on", *probes, probe_teacher=True)
+    probed, seen = outcome("on", *probes)
     assert len(probes[0].stages) == 2
     assert len(probes[1].rows) == 3
     assert seen == without
@@ -79,7 +81,7 @@ def test_the_check_asks_the_coming_stages_rows_as_training_does(tmp_path):
                 divergences.append((teacher.exp() * (teacher - student)).sum(-1))
             return torch.cat(divergences).mean().item()
 
-    module, check = sdft(Watched, probe_teacher=True, reset_teacher=False), InContextCheck(3)
+    module, check = sdft(Watched, teacher={"reset_each_stage": False}), InContextCheck(3)
     torch.manual_seed(0)
     with torch.no_grad():  # another teacher, so that the divergence is no rounding error
         for parameter in module.teacher.parameters():
@@ -89,7 +91,7 @@ def test_the_check_asks_the_coming_stages_rows_as_training_does(tmp_path):
     assert [entry["global_step"] for entry in check.stages] == [0, 3]
     found = [entry["kl_teacher_student"] for entry in check.stages]
     assert found == pytest.approx(module.references, rel=1e-3)
-    assert json.loads((tmp_path / "probe.json").read_text())["stages"] == check.stages
+    assert json.loads((tmp_path / "in_context.json").read_text())["stages"] == check.stages
 
 
 def test_a_check_scores_student_and_teacher_on_the_same_rows(tmp_path, capsys):
@@ -106,7 +108,7 @@ def test_a_check_scores_student_and_teacher_on_the_same_rows(tmp_path, capsys):
             )
 
     check = InContextCheck(num_rows=6)
-    train(sdft(Parrot, probe_teacher=True), tmp_path, check)
+    train(sdft(Parrot), tmp_path, check)
     assert "SDFT will not help with this task" in capsys.readouterr().out
     first = check.stages[0]
     assert first["num_rows"] == 6
@@ -134,18 +136,18 @@ def test_a_resumed_run_goes_on_from_the_checkpoints_checks_and_rows(tmp_path):
         return InContextCheck(num_rows=2), DriftTracker(num_prompts=2)
 
     whole = probes()
-    module = sdft(probe_teacher=True)
+    module = sdft()
     ckpt = tmp_path / "1.ckpt"
     saved = Recorder(
         "on_train_end",
         lambda trainer, module: trainer.save_checkpoint(tmp_path / f"{module.stage + 1}.ckpt"),
     )
     train(module, tmp_path, *whole, saved)
-    for name in ("probe.json", "drift.json"):
+    for name in ("in_context.json", "drift.json"):
         (tmp_path / name).rename(tmp_path / f"whole-{name}")
     resumed = probes()
-    train(sdft(probe_teacher=True), tmp_path, *resumed, ckpt_path=ckpt)
-    for name in ("probe.json", "drift.json"):
+    train(sdft(), tmp_path, *resumed, ckpt_path=ckpt)
+    for name in ("in_context.json", "drift.json"):
         assert (tmp_path / name).read_text() == (tmp_path / f"whole-{name}").read_text()
     assert resumed[1].rows[0]["tasks"]["one"]["kl_student_base"] == pytest.approx(0, abs=1e-6)
 
@@ -177,7 +179,7 @@ def test_without_prompts_no_base_model_is_held(tmp_path):
 @pytest.mark.parametrize(
     ("build", "complaint"),
     [
-        (lambda: InContextCheck(num_rows=0), r"in_context\.num_rows is 0"),
+        (lambda: InContextCheck(num_rows=-1), r"in_context\.num_rows is -1"),
         (lambda: DriftTracker(num_prompts=-1), r"drift\.num_prompts is -1"),
     ],
 )
@@ -188,11 +190,11 @@ def test_numbers_of_rows_out_of_range_are_refused(build, complaint):
 
 def test_validate_checks_every_task_without_training(tmp_path):
     config, log = write_config(tmp_path), tmp_path / "log"
-    args = (f"--config={config}", f"--run_dir={tmp_path / 'run'}", "--model.probe_teacher=true")
+    args = (f"--config={config}", f"--run_dir={tmp_path / 'run'}", "--in_context.num_rows=4")
     assert run("validate", *args, log=log) == 0, log.read_text()
     text = log.read_text()
     for task in ("one", "two"):
         assert f"In-context check of {task} (" in text
         assert f"accuracy/{task}" in text
     assert "SDFT will not help with this task" in text
-    assert not (tmp_path / "run" / "probe.json").exists()
+    assert not (tmp_path / "run" / "in_context.json").exists()

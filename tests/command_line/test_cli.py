@@ -132,14 +132,14 @@ def test_a_checkpoint_of_other_settings_is_refused_with_what_differs(finished, t
     log = tmp_path / "log"
     args = (
         f"--config={config}", f"--run_dir={tmp_path / 'run'}", "--data.batch_size=1",
-        "--model.init_args.teacher=base", "--seed_everything=5", "--data.eval_batch_size=1",
+        "--model.teacher.kind=base", "--seed_everything=5", "--data.eval_batch_size=1",
     )  # fmt: skip
     ckpt = folder / "checkpoints" / "last.ckpt"
     assert run("fit", *args, f"--ckpt_path={ckpt}", log=log) != 0
     text = log.read_text()
     for line in (
         "data.batch_size: 2 -> 1",
-        "model.teacher: ema -> base",
+        "model.teacher.kind: ema -> base",
         "seed_everything: 1 -> 5",
     ):
         assert line in text

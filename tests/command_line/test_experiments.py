@@ -137,7 +137,7 @@ def test_every_point_of_a_sweep_is_a_command_of_its_own(grid, num_points, tmp_pa
     assert len({point[-1] for point in points}) == 2 * num_points
     log = tmp_path / "log"
     assert run(*points[-1], "--print_config", log=log) == 0, log.read_text()
-    expected = ("learning_rate: 5.0e-05", "teacher_rate: 0.05", "batch_size: 64", "everything: 2")
+    expected = ("learning_rate: 5.0e-05", "rate: 0.05", "batch_size: 64", "everything: 2")
     assert all(option in log.read_text() for option in expected)
 
 

@@ -54,11 +54,11 @@ def assert_resumes_exactly(folder, step, **options):
 
 
 @pytest.mark.parametrize("reset", [True, False])
-def test_the_averaged_teacher_is_in_the_checkpoint_and_a_resumed_run_has_the_same_losses(
+def test_the_ema_teacher_is_in_the_checkpoint_and_a_resumed_run_has_the_same_losses(
     reset, tmp_path
 ):
     state = assert_resumes_exactly(
-        tmp_path, 4, teacher_rate=0.25, teacher_update_every=2, reset_teacher=reset
+        tmp_path, 4, teacher={"rate": 0.25, "update_every": 2, "reset_each_stage": reset}
     )["state_dict"]
     name = "model.layers.0.mlp.up_proj.weight"
     assert not torch.equal(state[f"teacher.model.{name}"], state[f"student.{name}"])
@@ -69,7 +69,7 @@ def test_a_run_with_adapters_resumes_exactly_and_its_checkpoint_holds_no_backbon
     teacher, tmp_path
 ):
     lora = LoRA(r=2, dropout=0.2, backbone_dtype="bfloat16")
-    checkpoint = assert_resumes_exactly(tmp_path, 2, teacher=teacher, lora=lora)
+    checkpoint = assert_resumes_exactly(tmp_path, 2, teacher={"kind": teacher}, lora=lora)
     names = checkpoint["state_dict"].keys()
     assert all("lora_" in name or name.startswith("teacher.adapters.") for name in names)
     copied = teacher in ("ema", "stage_start")
@@ -82,7 +82,7 @@ def test_a_later_stages_teacher_is_the_student_in_memory_and_nothing_is_reloaded
     source = tmp_path / "model"
     save_model(tiny.model, tiny.tokenizer, source)
     for teacher in ("ema", "stage_start", "base"):
-        module = sdft(pretrained=str(source), teacher=teacher)
+        module = sdft(pretrained=str(source), teacher={"kind": teacher})
         shutil.move(source, tmp_path / "away")  # a reload would fail
         weights = Recorder(
             "on_train_batch_start",

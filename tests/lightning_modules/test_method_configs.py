@@ -1,4 +1,4 @@
-"""Every configuration of a method runs, behind a small one."""
+"""Every configuration of a method runs, as the override of a small one."""
 
 import json
 
@@ -24,7 +24,7 @@ METHODS = {
 SHORT = ("--data.examples_per_stage=2", "--export.enabled=false", "--checkpoint.keep_stages=false")
 INSTEAD = {  # what random weights cannot do, and a model that is not here
     "filtered": ("--data.min_agreement=0.0001",),
-    "on_policy_distillation": ("--model.init_args.teacher_pretrained=tiny-random",),
+    "on_policy_distillation": ("--model.init_args.teacher.pretrained=tiny-random",),
 }
 
 
@@ -33,10 +33,13 @@ def test_every_method_config_is_listed():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_config_runs_behind_another(name, tmp_path, monkeypatch):
+def test_a_method_config_overrides_another(name, tmp_path, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     log = tmp_path / "log"
-    config = write_config(tmp_path, teacher_rate=0.02, reset_teacher=False)  # as the quickstart
+    config = write_config(
+        tmp_path,
+        teacher={"kind": "ema", "rate": 0.02, "reset_each_stage": False},  # as the quickstart
+    )
     code = run(
         "fit", f"--config={config}", f"--config={CONFIGS}/methods/{name}.yaml",
         f"--run_dir={tmp_path / 'run'}", *SHORT, *INSTEAD.get(name, ()), log=log,

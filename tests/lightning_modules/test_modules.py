@@ -86,7 +86,12 @@ def sdft(kind=SDFTModule, **options):
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl"])
 @pytest.mark.parametrize("skipped", [0, 2])
 def test_loss_equals_the_naive_divergence_in_float64(divergence, skipped, tmp_path):
-    module = sdft(Referenced, divergence=divergence, num_masked_tokens=skipped, reset_teacher=False)
+    module = sdft(
+        Referenced,
+        divergence=divergence,
+        num_masked_tokens=skipped,
+        teacher={"reset_each_stage": False},
+    )
     torch.manual_seed(0)
     with torch.no_grad():  # another teacher, so that the divergence is no rounding error
         for parameter in module.teacher.parameters():
@@ -99,7 +104,7 @@ def test_loss_equals_the_naive_divergence_in_float64(divergence, skipped, tmp_pa
 
 
 def test_teacher_starts_each_stage_from_the_student_and_then_follows_it(tmp_path):
-    module = sdft(teacher_rate=0.25)
+    module = sdft(teacher={"rate": 0.25})
     weights = Recorder(
         "on_train_batch_start",
         lambda trainer, module: (
@@ -119,7 +124,7 @@ def test_teacher_starts_each_stage_from_the_student_and_then_follows_it(tmp_path
 
 
 def test_the_base_teacher_stays_the_base_model(tmp_path):
-    module = sdft(teacher="base")
+    module = sdft(teacher={"kind": "base"})
     base = [parameter.clone() for parameter in module.teacher.parameters()]
     train(module, tmp_path)
     for own, expected in zip(module.teacher.parameters(), base, strict=True):
@@ -224,9 +229,13 @@ def test_warmup_longer_than_the_stage_is_cut_to_it():
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"teacher_rate": 2.0}, "teacher_rate is 2"),
+        ({"teacher": {"rate": 2.0}}, r"teacher\.rate is 2"),
         ({"divergence": "kl"}, "model.divergence is kl; it must be one of forward_kl"),
-        ({"teacher": "base", "teacher_rate": 0.1}, "teacher_rate is 0.1, but the teacher is base"),
+        ({"teacher": {"kind": "base", "rate": 0.1}}, r"teacher\.rate is 0\.1, but"),
+        (
+            {"teacher": "base"},
+            r"model\.teacher is base; it must be a mapping such as \{kind: base\}",
+        ),
         ({"micro_batch_size": 0}, "model.micro_batch_size is 0"),
         (
             {"divergence": "jsd", "divergence_options": {"alpha": 0.5}},
@@ -279,7 +288,7 @@ def test_an_opening_phrase_carries_no_loss(tmp_path):
             self.masks = [*getattr(self, "masks", []), *self.early_mask(self.last_rollout)]
             return loss
 
-    module = sdft(Masked, masked_preambles=ANY_OPENING, reset_teacher=False)
+    module = sdft(Masked, masked_preambles=ANY_OPENING, teacher={"reset_each_stage": False})
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in module.teacher.parameters():

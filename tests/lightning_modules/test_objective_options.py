@@ -73,7 +73,7 @@ class Referenced(SDFTModule):
 
 def referenced(kind=Referenced, **options):
     """Such a module with a teacher far from its student, so that no gradient is rounding error."""
-    module = sdft(kind, reset_teacher=False, **options)
+    module = sdft(kind, teacher={"reset_each_stage": False}, **options)
     module.divergence_name = options.get("divergence", "forward_kl")
     module.divergence_options = options.get("divergence_options", {})
     generator = torch.Generator().manual_seed(0)

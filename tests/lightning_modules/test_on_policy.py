@@ -7,7 +7,7 @@ from tokenizers import AddedToken
 from datamodules import ContinualDataModule
 from lightning_modules import OnPolicyDistillationModule, ReinvokeModule, SDFTModule
 from sdft.model.pretrained import save_model
-from sdft.model.separate_teacher import SeparateTeacher
+from sdft.model.teacher import make_teacher
 from sdft.model.tiny_model import byte_tokenizer, tiny_model
 from sdft.tasks.task_spec import TaskSpec
 from tests.conftest import REPOSITORY, write_rows
@@ -15,6 +15,10 @@ from tests.lightning_modules.one_step import BATCH, PROMPTS, assert_step_equals,
 from tests.lightning_modules.test_modules import Recorder, sdft, train
 from tests.lightning_modules.test_teacher_samples import SaveAt
 from tests.sample_tasks import letter_rows, write_task
+
+
+def model(name):
+    return {"kind": "model", "pretrained": name}
 
 
 @pytest.fixture
@@ -49,17 +53,17 @@ def assert_distills(module, teacher, prompts):
 
 
 def test_another_model_teaches_from_the_prompt_alone(another):
-    module = moved(OnPolicyDistillationModule, teacher_pretrained=another)
+    module = moved(OnPolicyDistillationModule, teacher=model(another))
     assert_distills(module, module.teacher.model, PROMPTS)
 
 
 def test_another_model_may_teach_sdft_with_the_demonstration_in_context(another):
-    module = moved(SDFTModule, teacher="model", teacher_pretrained=another)
+    module = moved(SDFTModule, teacher=model(another))
     assert_distills(module, module.teacher.model, BATCH.teacher_prompts)
 
 
 def test_another_model_never_moves_and_is_in_no_checkpoint(another, tmp_path):
-    module = sdft(OnPolicyDistillationModule, teacher_pretrained=another)
+    module = sdft(OnPolicyDistillationModule, teacher=model(another))
     before = [each.clone() for each in module.teacher.parameters()]
     saved = tmp_path / "at.ckpt"
     train(module, tmp_path / "whole", SaveAt(4, saved), train_on="prompts")
@@ -68,12 +72,12 @@ def test_another_model_never_moves_and_is_in_no_checkpoint(another, tmp_path):
     names = torch.load(saved, weights_only=True)["state_dict"]
     assert names
     assert not any(name.startswith("teacher") for name in names)
-    resumed = sdft(OnPolicyDistillationModule, teacher_pretrained=another)
+    resumed = sdft(OnPolicyDistillationModule, teacher=model(another))
     train(resumed, tmp_path / "rest", train_on="prompts", ckpt_path=saved)
     for own, expected in zip(resumed.parameters(), module.parameters(), strict=True):
         assert torch.equal(own, expected)
-    other = sdft(OnPolicyDistillationModule, teacher_pretrained="tiny-random")
-    with pytest.raises(ValueError, match=r"set model\.teacher_pretrained to what the checkpoint"):
+    other = sdft(OnPolicyDistillationModule, teacher=model("tiny-random"))
+    with pytest.raises(ValueError, match=r"set model\.teacher\.pretrained to what the checkpoint"):
         train(other, tmp_path / "other", train_on="prompts", ckpt_path=saved)
 
 
@@ -81,12 +85,12 @@ def test_a_padded_head_of_a_teacher_is_cut_to_the_students(tmp_path):
     tokenizer = byte_tokenizer()
     padded = tiny_model(len(tokenizer) + 5, seed=7)
     save_model(padded, tokenizer, tmp_path / "padded")
-    teacher = SeparateTeacher(str(tmp_path / "padded"), tokenizer, len(tokenizer))
+    teacher = make_teacher(tiny_model(len(tokenizer)), model(str(tmp_path / "padded")), tokenizer)
     tokens = torch.tensor([[5, 9, 11]])
     expected = padded.eval()(tokens).logits[..., : len(tokenizer)]
     torch.testing.assert_close(teacher.model(tokens).logits, expected)
     with pytest.raises(ValueError, match="has 259 entries, the student's 300"):
-        SeparateTeacher("tiny-random", tokenizer, 300)
+        make_teacher(tiny_model(300), model("tiny-random"), tokenizer)
 
 
 def test_a_teacher_with_other_tokens_is_refused_with_some_of_them(tmp_path):
@@ -95,28 +99,12 @@ def test_a_teacher_with_other_tokens_is_refused_with_some_of_them(tmp_path):
     save_model(tiny_model(len(tokenizer)), tokenizer, tmp_path / "other")
     complaint = r"another tokenizer than the student: 1 tokens differ \('<\|think\|>': student None"
     with pytest.raises(ValueError, match=complaint):
-        sdft(OnPolicyDistillationModule, teacher_pretrained=str(tmp_path / "other"))
+        sdft(OnPolicyDistillationModule, teacher=model(str(tmp_path / "other")))
 
 
-@pytest.mark.parametrize(
-    ("kind", "options", "complaint"),
-    [
-        (OnPolicyDistillationModule, {}, "teacher_pretrained is None and teacher is model: name"),
-        (
-            SDFTModule,
-            {"teacher_pretrained": "tiny-random"},
-            "teacher_pretrained is tiny-random and teacher is ema",
-        ),
-        (
-            OnPolicyDistillationModule,
-            {"teacher_pretrained": "tiny-random", "teacher_rate": 0.1},
-            "teacher_rate is 0.1, but the teacher is model",
-        ),
-    ],
-)
-def test_a_teacher_is_named_where_it_is_another_model_and_only_there(kind, options, complaint):
-    with pytest.raises(ValueError, match=complaint):
-        sdft(kind, **options)
+def test_the_other_model_has_to_be_named():
+    with pytest.raises(ValueError, match=r"name the other model with teacher\.pretrained"):
+        sdft(OnPolicyDistillationModule)
 
 
 def test_reinvoke_imitates_demonstrations_and_distills_the_base_on_prompts_alone(specs, tmp_path):

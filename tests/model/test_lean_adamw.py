@@ -146,11 +146,11 @@ def test_an_average_moves_where_rounding_to_nearest_would_leave_it():
 
 def test_a_bfloat16_students_average_goes_to_the_student():
     student = tiny_model(64).bfloat16()
-    teacher = make_teacher(student, "ema", teacher_rate=1.0)
+    teacher = make_teacher(student, {"rate": 1.0})
     with torch.no_grad():
         for each in student.parameters():
             each.mul_(2.0)
-    teacher.follow(student, 1)
+    teacher.update(student, 1)
     for own, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
         assert torch.equal(own, theirs)
 
@@ -161,7 +161,7 @@ class Course:
     def __init__(self, dtype, optimizer):
         self.model = tiny_model(64, seed=3).to(dtype)
         self.start = flat(self.model)
-        self.teacher = make_teacher(self.model, "ema", teacher_rate=0.01)
+        self.teacher = make_teacher(self.model, {"rate": 0.01})
         optimizer = optimizer(list(self.model.parameters()), lr=3e-5, weight_decay=0.0)
         noise, losses = generator(5), []
         for step in range(2000):
@@ -171,7 +171,7 @@ class Course:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            self.teacher.follow(self.model, step + 1)
+            self.teacher.update(self.model, step + 1)
             losses.append(loss.item())
         self.loss = sum(losses[-100:]) / 100
         self.moved = flat(self.model) - self.start

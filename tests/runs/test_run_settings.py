@@ -8,7 +8,7 @@ CONFIG = {
     "seed_everything": 1,
     "model": {
         "class_path": "lightning_modules.SDFTModule",
-        "init_args": {"teacher": "ema", "micro_batch_size": None, "lora": None},
+        "init_args": {"teacher": {"kind": "ema"}, "micro_batch_size": None, "lora": None},
     },
     "data": {
         "tasks": [
@@ -41,7 +41,7 @@ def changed(**places):
     [
         ({"seed_everything": 2}, ["seed_everything: 1 -> 2"]),
         ({"model__class_path": "SFT"}, ["model: lightning_modules.SDFTModule -> SFT"]),
-        ({"model__init_args__teacher": "base"}, ["model.teacher: ema -> base"]),
+        ({"model__init_args__teacher": {"kind": "base"}}, ["model.teacher.kind: ema -> base"]),
         ({"data__batch_size": 8}, ["data.batch_size: 4 -> 8"]),
         ({"data__tasks__1__num_train": 9}, ["data.tasks[1].num_train: 8 -> 9"]),
         ({"data__tasks": CONFIG["data"]["tasks"][:1]}, ["data.tasks: ['one', 'two'] -> ['one']"]),
