@@ -15,7 +15,7 @@ from sdft.loss.probes import kl_and_entropy
 from sdft.model.head import VocabularyHead
 from sdft.model.modes import evaluation_mode
 from sdft.model.teacher import Teacher
-from sdft.rollout.in_place import sample
+from sdft.rollout.in_place import InPlaceEngine
 from sdft.rollout.request import RolloutRequest
 from sdft.tasks.tasks import Task
 from sdft.types import DemonstrationBatch, Rollout
@@ -114,7 +114,7 @@ def compare(module: Any, batch: DemonstrationBatch, task: Task) -> dict[str, flo
     shown = RolloutRequest(batch.teacher_prompts, settings, end_ids, decode=decode)
     student = module.rollout_engine(module.student, alone)
     with module.teacher.scoring(module.student) as model:
-        teacher = sample(model, shown)
+        teacher = InPlaceEngine()(model, shown)
         positions = LossPositions.of(teacher.completions, device=module.device)
         hidden = module.hidden_states(model, batch.teacher_prompts, teacher.completions, positions)
     with evaluation_mode(module.student):

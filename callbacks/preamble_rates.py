@@ -9,7 +9,7 @@ import lightning as L
 
 from sdft.loss.preambles import WATCHED_PREAMBLES, Preambles
 from sdft.model.teacher import Teacher
-from sdft.rollout.in_place import sample
+from sdft.rollout.in_place import InPlaceEngine
 from sdft.rollout.request import RolloutRequest, SamplingSettings
 from sdft.seeds import Stream
 from sdft.types import DemonstrationBatch
@@ -46,6 +46,7 @@ class OpeningRates(L.Callback):
             )
         self.teacher_samples_every = teacher_samples_every
         self._watched: Preambles | None = None
+        self._in_place = InPlaceEngine()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Watch for the module's phrases too."""
@@ -68,7 +69,8 @@ class OpeningRates(L.Callback):
             decode=pl_module.tokenizer.decode,
         )
         with pl_module.teacher.scoring(pl_module.student) as teacher:
-            rate = self._watched.rate(sample(teacher, beginnings).completions)
+            rollout = self._in_place(teacher, beginnings)
+            rate = self._watched.rate(rollout.completions)
         pl_module.log("train/preamble_rate_teacher", rate, batch_size=len(batch))
 
     def on_train_batch_end(

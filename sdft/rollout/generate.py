@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,18 +22,13 @@ from sdft.model.modes import evaluation_mode
 from sdft.model.sharding import gathered_weights
 from sdft.rollout.request import RolloutRequest, SamplingSettings
 from sdft.rollout.sampling import draw
+from sdft.rollout.self_check import CheckedDecoder
 from sdft.rollout.stopping import Ending
 from sdft.types import Rollout, TokenIds
 
 
 class GenerateEngine:
-    """Sample with transformers' ``generate``, for models with a forward pass of their own.
-
-    Every token is drawn here, from the raw logits, with the noise of the given seeds;
-    ``generate`` is handed the choice as the only token left and takes it greedily. Truncation and
-    log-probabilities are therefore those of the in-place engine, nothing of the model's shipped
-    generation settings applies, the global random state is not touched, and of the logits no more
-    than one step's are held. Drafts are not used.
+    """Decode with :func:`generate`, for models with a forward pass of their own.
 
     Args:
         static_cache: Use a cache of fixed size; on a CUDA device transformers then compiles the
@@ -41,36 +37,55 @@ class GenerateEngine:
 
     def __init__(self, static_cache: bool = False) -> None:
         self.static_cache = static_cache
+        self._decode = CheckedDecoder({"generate": partial(generate, static_cache=static_cache)})
 
     def __call__(self, model: PreTrainedModel, request: RolloutRequest) -> Rollout:
-        """B completions in the order of the prompts; see :func:`sdft.rollout.in_place.sample`."""
-        prompts, settings, ending = request.prompts, request.settings, request.ending
-        width = max(map(len, prompts))
-        choice = _Choice(settings, request.noise(model.device))
-        generate: Any = model.generate  # a mixin of the model's own class
-        modes = evaluation_mode(model), neutral_generation_config(model)
-        with gathered_weights(model), torch.inference_mode(), modes[0], modes[1]:
-            ids = generate(
-                **_left_padded(prompts, width, model.device),
-                generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
-                    max_new_tokens=settings.max_new_tokens,
-                    do_sample=False,
-                    use_cache=True,
-                    cache_implementation="static" if self.static_cache else None,
-                ),
-                logits_processor=LogitsProcessorList([choice]),
-                stopping_criteria=StoppingCriteriaList([_AllEnded(ending, width, len(prompts))]),
-            )
-        drawn = ids[:, width:].tolist()
-        cuts = [ending.cut(tokens) for tokens in drawn]
-        logprobs = torch.stack(choice.logprobs, dim=1).tolist()
-        return Rollout(
-            completions=[completion for completion, _ in cuts],
-            logprobs=[
-                row[: len(completion)] for row, (completion, _) in zip(logprobs, cuts, strict=True)
-            ],
-            ended=[ended for _, ended in cuts],
+        """B completions in the order of the prompts; see :func:`sdft.rollout.in_place.sample`.
+
+        Raises:
+            ValueError: The model is not decoded correctly, see :mod:`sdft.rollout.self_check`.
+        """
+        return self._decode(model, request)
+
+
+def generate(
+    model: PreTrainedModel, request: RolloutRequest, static_cache: bool = False
+) -> Rollout:
+    """Draw one completion per prompt with transformers' ``generate``.
+
+    Every token is drawn here, from the raw logits, with the noise of the given seeds;
+    ``generate`` is handed the choice as the only token left and takes it greedily. Truncation and
+    log-probabilities are therefore those of the in-place engine, nothing of the model's shipped
+    generation settings applies, the global random state is not touched, and of the logits no more
+    than one step's are held. Drafts are not used.
+    """
+    prompts, settings, ending = request.prompts, request.settings, request.ending
+    width = max(map(len, prompts))
+    choice = _Choice(settings, request.noise(model.device))
+    decode: Any = model.generate  # a mixin of the model's own class
+    modes = evaluation_mode(model), neutral_generation_config(model)
+    with gathered_weights(model), torch.inference_mode(), modes[0], modes[1]:
+        ids = decode(
+            **_left_padded(prompts, width, model.device),
+            generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
+                max_new_tokens=settings.max_new_tokens,
+                do_sample=False,
+                use_cache=True,
+                cache_implementation="static" if static_cache else None,
+            ),
+            logits_processor=LogitsProcessorList([choice]),
+            stopping_criteria=StoppingCriteriaList([_AllEnded(ending, width, len(prompts))]),
         )
+    drawn = ids[:, width:].tolist()
+    cuts = [ending.cut(tokens) for tokens in drawn]
+    logprobs = torch.stack(choice.logprobs, dim=1).tolist()
+    return Rollout(
+        completions=[completion for completion, _ in cuts],
+        logprobs=[
+            row[: len(completion)] for row, (completion, _) in zip(logprobs, cuts, strict=True)
+        ],
+        ended=[ended for _, ended in cuts],
+    )
 
 
 @contextmanager

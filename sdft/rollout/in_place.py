@@ -28,8 +28,10 @@ from transformers import PreTrainedModel
 from sdft.model.modes import evaluation_mode, grouped_heads
 from sdft.model.sharding import gathered_weights, is_sharded
 from sdft.rollout.decoder import Decoding
+from sdft.rollout.generate import generate
 from sdft.rollout.request import RolloutRequest
 from sdft.rollout.sampling import draw
+from sdft.rollout.self_check import CheckedDecoder
 from sdft.types import Rollout, TokenIds
 
 DTYPES = ("float32", "bfloat16")
@@ -67,6 +69,9 @@ def sample(model: PreTrainedModel, request: RolloutRequest) -> Rollout:
 class InPlaceEngine:
     """Decode with :func:`sdft.rollout.in_place.sample`; the default.
 
+    A model that it does not decode correctly is decoded with ``generate`` instead, see
+    :mod:`sdft.rollout.self_check`.
+
     Args:
         dtype: What rollouts are computed in: float32, the training weights themselves, or
             bfloat16, a copy of them, written anew before every rollout, half as large and half as
@@ -93,22 +98,24 @@ class InPlaceEngine:
         self.dtype = dtype
         self.max_cache_tokens = max_cache_tokens
         self._copy: PreTrainedModel | None = None
+        self._decode = CheckedDecoder({"in_place": sample, "generate": generate})
 
     def __call__(self, model: PreTrainedModel, request: RolloutRequest) -> Rollout:
         """B completions in the order of the prompts; see :func:`sdft.rollout.in_place.sample`.
 
         Raises:
-            ValueError: The copy is asked for, and the weights are spread over ranks.
+            ValueError: The copy is asked for, and the weights are spread over ranks; or neither
+                this engine nor ``generate`` decodes the model correctly.
         """
         if self.dtype != "float32" and request.settings.temperature > 0:
             model = self._bfloat16_copy(model)
         if is_sharded(model):  # every call is a collective, so all ranks make one
-            return sample(model, request)
+            return self._decode(model, request)
         lengths = [len(prompt) + request.settings.max_new_tokens for prompt in request.prompts]
         parts = list(_parts(lengths, self.max_cache_tokens))
         if len(parts) == 1:
-            return sample(model, request)
-        return _joined([(part, sample(model, _rows(request, part))) for part in parts])
+            return self._decode(model, request)
+        return _joined([(part, self._decode(model, _rows(request, part))) for part in parts])
 
     @torch.no_grad()
     def _bfloat16_copy(self, model: PreTrainedModel) -> PreTrainedModel:
