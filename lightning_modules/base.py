@@ -13,7 +13,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
 from lightning_modules.greedy_evaluation import GreedyEvaluation
-from lightning_modules.options import require, require_above, require_at_least
+from lightning_modules.options import (
+    require,
+    require_above,
+    require_at_least,
+    warn_of_short_stages,
+)
 from sdft.evaluation.cost import LapClock
 from sdft.loss.hidden_states import LossPositions, hidden_states_in_parts
 from sdft.loss.reductions import reduction_weights
@@ -146,6 +151,9 @@ class ContinualModule(GreedyEvaluation):
                 f"data.train_on is {found}, and {type(self).__name__} trains on {self.train_on}: "
                 f"pass train_on={self.train_on!r} to the data module"
             )
+        begins = stage == "validate" and self.trainer.datamodule.num_stages_done == 0
+        if begins and self.trainer.is_global_zero:
+            warn_of_short_stages(self.plan, self.warmup_steps)
 
     def at_stage_start(self) -> bool:
         """Whether no optimizer step of the current stage has been taken yet."""
@@ -195,12 +203,15 @@ class ContinualModule(GreedyEvaluation):
         """(N, D) hidden states that predict the loss-bearing tokens, in micro-batches."""
         return hidden_states_in_parts(model, prompts, completions, positions, self.micro_batch_size)
 
-    def token_weights(self, rows: Tensor, num_sequences: int) -> Tensor:
+    def token_weights(
+        self, rows: Tensor, num_sequences: int, reduction: str | None = None
+    ) -> Tensor:
         """(N,) weights of loss tokens: the reduction over the sequences of all ranks; 0 if lent.
 
         Args:
             rows: (N,) the sequence of this rank that each token belongs to.
             num_sequences: Sequences of this rank.
+            reduction: What the loss averages over; None for the module's own reduction.
         """
         num_own = num_sequences - self._num_padding_rows
         own = rows < num_own
@@ -210,7 +221,7 @@ class ContinualModule(GreedyEvaluation):
             num_ranks = distributed.get_world_size()
         num_tokens, num_sequences = totals.tolist()
         return own * reduction_weights(
-            self.reduction,
+            reduction or self.reduction,
             rows,
             num_sequences,
             num_tokens=max(num_tokens, 1),

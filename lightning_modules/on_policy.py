@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_modules.sdft import SDFTModule
-from lightning_modules.sft import SFTModule
+from lightning_modules.sft import REDUCTION, SFTModule
 from sdft.loss.hidden_states import LossPositions
 from sdft.model.teacher_options import TeacherOptions
 from sdft.types import DemonstrationBatch, Rollout
@@ -44,9 +44,9 @@ class OnPolicyDistillationModule(SDFTModule):
 class ReinvokeModule(OnPolicyDistillationModule, SFTModule):
     """Re-invoke (Lu et al. 2025): SFT, then stages that call the base model's behaviour back.
 
-    A stage with demonstrations is SFT. A stage of general prompts, a task with ``prompts_only``,
-    is on-policy distillation from the base model: the student answers, the base model scores the
-    answer, and the loss is their divergence.
+    A stage with demonstrations is SFT, averaged over tokens as SFT is by default. A stage of
+    general prompts, a task with ``prompts_only``, is on-policy distillation from the base model:
+    the student answers, the base model scores the answer, and the loss is their divergence.
 
     Args:
         base: Options of SDFTModule, for the stages of prompts, and those every method has.
@@ -63,3 +63,7 @@ class ReinvokeModule(OnPolicyDistillationModule, SFTModule):
             self.last_rollout = None
             return SFTModule.training_step(self, batch, batch_idx)
         return super().training_step(batch, batch_idx)
+
+    def imitation_weights(self, hidden: Tensor, positions: LossPositions) -> Tensor:
+        """(N,) weight of each target token: SFT's, not those of ``reduction``."""
+        return self.token_weights(positions.rows, positions.num_sequences, REDUCTION)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,9 @@ from sdft.loss.divergences import Divergence
 from sdft.loss.reductions import REDUCTIONS
 from sdft.model.teacher_options import TeacherOptions
 from sdft.rollout.request import SamplingSettings
+from sdft.stages import StagePlan
+
+logger = logging.getLogger(__name__)
 
 
 def require(holds: bool, name: str, value: object, expected: str) -> None:
@@ -88,3 +92,17 @@ def checked_divergence(
         "truncated distribution has no ratio to the student's",
     )
     return divergence
+
+
+def warn_of_short_stages(plan: StagePlan, warmup_steps: int) -> None:
+    """Say which stages end before the learning rate has reached its peak."""
+    for stage, task in enumerate(plan.tasks):
+        if (steps := plan.steps_in_stage(stage)) <= warmup_steps:
+            logger.warning(
+                "stage %d (%s) has %d optimizer steps, all of them warm-up: model.warmup_steps is "
+                "%d; lower it, or set data.epochs_per_stage higher or data.batch_size lower",
+                stage + 1,
+                task,
+                steps,
+                warmup_steps,
+            )

@@ -13,6 +13,8 @@ from sdft.loss.distillation import cross_entropy_loss
 from sdft.loss.hidden_states import LossPositions
 from sdft.types import DemonstrationBatch, TokenIds
 
+REDUCTION = "token_mean"  # of SFT, unless another is asked for
+
 
 class SFTModule(ContinualModule):
     """Supervised fine-tuning on demonstrations (section 4, baseline).
@@ -25,7 +27,7 @@ class SFTModule(ContinualModule):
 
     method_name = "SFT"
 
-    def __init__(self, *, reduction: str = "token_mean", **base: Any) -> None:
+    def __init__(self, *, reduction: str = REDUCTION, **base: Any) -> None:
         super().__init__(**base)
         self.reduction = checked_reduction(reduction)
 

@@ -146,10 +146,31 @@ def hidden_states_in_parts(
     for rows, inside in _parts(positions, len(prompts), size):
         arguments = (model, prompts[rows], completions[rows], inside)
         if torch.is_grad_enabled() and rows.stop < len(prompts):
-            parts.append(checkpoint(completion_hidden_states, *arguments, use_reentrant=False))
+            parts.append(_recomputed(*arguments))
         else:
             parts.append(completion_hidden_states(*arguments))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _recomputed(
+    model: PreTrainedModel,
+    prompts: Sequence[TokenIds],
+    completions: Sequence[TokenIds],
+    positions: LossPositions,
+) -> Tensor:
+    """:func:`completion_hidden_states`, its activations computed again in the backward pass.
+
+    The positions are passed as tensors: ``checkpoint`` keeps the random state of those devices
+    alone that it sees among its arguments, and dropout must draw the same noise again.
+    """
+
+    def part(rows: Tensor, offsets: Tensor, tokens: Tensor) -> Tensor:
+        inside = replace(positions, rows=rows, offsets=offsets, tokens=tokens)
+        return completion_hidden_states(model, prompts, completions, inside)
+
+    tensors = (positions.rows, positions.offsets, positions.tokens)
+    hidden: Tensor = checkpoint(part, *tensors, use_reentrant=False)
+    return hidden
 
 
 def _parts(

@@ -73,6 +73,28 @@ def dry_run(tmp_path, *configs, command="fit"):
     return tmp_path / "run"
 
 
+def num_steps(task, data):
+    """Optimizer steps of a task's stage; of a folder with a filter, those of all its rows."""
+    rows = task.get("num_train")
+    if rows is None:
+        rows = len((REPOSITORY / task["path"] / "train.jsonl").read_text("utf-8").splitlines())
+    examples = data.get("examples_per_stage") or rows * data.get("epochs_per_stage", 1)
+    return -(-examples // data.get("batch_size", 32))
+
+
+@needs_rows
+@pytest.mark.parametrize(
+    "configs", EXPERIMENTS, ids=[f"{path.parent.name}-{path.stem}" for *_, path in EXPERIMENTS]
+)
+def test_no_stage_of_an_experiment_is_all_warm_up(configs):
+    data, options = {}, {}
+    for path in configs:
+        data |= read(path).get("data", {})
+        options |= read(path).get("model", {}).get("init_args", {})
+    steps = {task["name"]: num_steps(task, data) for task in data["tasks"]}
+    assert min(steps.values()) > 2 * options.get("warmup_steps", 10), steps
+
+
 @pytest.mark.slow
 @needs_rows
 @pytest.mark.parametrize(

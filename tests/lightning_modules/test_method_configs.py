@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 
 from tests.child_runs import run, write_config
 from tests.conftest import REPOSITORY
@@ -30,6 +31,12 @@ INSTEAD = {  # what random weights cannot do, and a model that is not here
 
 def test_every_method_config_is_listed():
     assert {path.stem for path in (CONFIGS / "methods").glob("*.yaml")} == METHODS.keys()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_config_leaves_the_learning_rate_to_the_experiment(name):
+    config = yaml.safe_load((CONFIGS / "methods" / f"{name}.yaml").read_text("utf-8"))
+    assert "learning_rate" not in config.get("model", {}).get("init_args", {})
 
 
 @pytest.mark.parametrize("name", METHODS)

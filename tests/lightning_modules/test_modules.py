@@ -338,3 +338,11 @@ def test_openings_of_a_method_without_rollouts_are_not_measured(tmp_path):
 def test_a_negative_interval_between_teacher_samples_is_refused():
     with pytest.raises(ValueError, match=r"preambles\.teacher_samples_every is -1"):
         OpeningRates(teacher_samples_every=-1)
+
+
+@pytest.mark.parametrize(("warmup_steps", "expected"), [(2, ["two"]), (3, ["one", "two"]), (1, [])])
+def test_stages_that_are_all_warm_up_are_named_once(warmup_steps, expected, tmp_path, caplog):
+    train(sdft(SFTModule, warmup_steps=warmup_steps), tmp_path)  # of 3 and 2 steps
+    lines = [each.getMessage() for each in caplog.records if "warm-up" in each.msg]
+    assert [line.split("(")[1].split(")")[0] for line in lines] == expected
+    assert all(f"model.warmup_steps is {warmup_steps}" in line for line in lines)

@@ -1,15 +1,17 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from tokenizers import AddedToken
 
 from datamodules import ContinualDataModule
-from lightning_modules import OnPolicyDistillationModule, ReinvokeModule, SDFTModule
+from lightning_modules import OnPolicyDistillationModule, ReinvokeModule, SDFTModule, SFTModule
 from sdft.model.pretrained import save_model
 from sdft.model.teacher import make_teacher
 from sdft.model.tiny_model import byte_tokenizer, tiny_model
 from sdft.tasks.task_spec import TaskSpec
+from sdft.types import Demonstration
 from tests.conftest import REPOSITORY, write_rows
 from tests.lightning_modules.one_step import BATCH, PROMPTS, assert_step_equals, logprobs, moved
 from tests.lightning_modules.test_modules import Recorder, sdft, train
@@ -123,6 +125,17 @@ def test_reinvoke_imitates_demonstrations_and_distills_the_base_on_prompts_alone
     assert steps == [(0, False, False)] * 3 + [(1, True, True)] * 2
     for own, expected in zip(module.teacher.parameters(), base, strict=True):
         assert torch.equal(own, expected)
+
+
+def test_reinvokes_stage_with_demonstrations_is_sft_on_the_same_tokens():
+    rows = (Demonstration("a", "t", (), "x", "y"),) * len(PROMPTS)
+    batch = replace(BATCH, rows=rows)
+    plain = moved(SFTModule)
+    for options in ({}, {"reduction": "sequence_mean"}):
+        found = moved(ReinvokeModule, **options)
+        torch.testing.assert_close(found.training_step(batch, 0), plain.training_step(batch, 0))
+    sequences = moved(SFTModule, reduction="sequence_mean").training_step(batch, 0)
+    assert not torch.isclose(sequences, plain.training_step(batch, 0))
 
 
 def test_reinvoke_pulls_the_student_back_to_the_base_model(specs, tmp_path):

@@ -5,6 +5,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from lightning_modules import SDFTModule, SFTModule
+from sdft.loss import hidden_states
 from sdft.loss.hidden_states import LossPositions, hidden_states_in_parts
 from sdft.model.lora import LoRA, trained_parameters
 from sdft.rollout.in_place import sample
@@ -102,3 +103,39 @@ def test_rollouts_are_the_same_with_activation_checkpointing(tiny):
     plain = draw()
     tiny.model.activation_checkpointing_enable({"use_reentrant": False})
     assert draw() == plain
+
+
+def test_recomputed_parts_repeat_the_noise_of_the_models_device(tiny, monkeypatch):
+    seen, real = [], hidden_states.checkpoint
+
+    def recorded(part, *arguments, **options):
+        tensors = [each for each in arguments if isinstance(each, torch.Tensor)]
+        seen.append({each.device for each in tensors})
+        return real(part, *arguments, **options)
+
+    monkeypatch.setattr(hidden_states, "checkpoint", recorded)
+    positions = LossPositions.of(ANSWERS, device=tiny.model.device)
+    hidden_states_in_parts(tiny.model, PROMPTS, ANSWERS, positions, 2)
+    assert seen == [{tiny.model.device}] * 2  # the last of three parts is kept
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_dropout_on_a_gpu_draws_the_same_noise_when_parts_are_recomputed(monkeypatch):
+    def gradients():
+        lora = LoRA(r=2, dropout=0.3)
+        module = SFTModule(pretrained="tiny-random", lora=lora, micro_batch_size=1).cuda()
+        module.log = lambda *args, **kwargs: None
+        with torch.no_grad():
+            for each in trained_parameters(module.student):
+                each.fill_(0.01)
+        torch.manual_seed(0)
+        batch = DemonstrationBatch((None,) * len(PROMPTS), PROMPTS, PROMPTS, ANSWERS)
+        module.training_step(batch, 0).backward()
+        return torch.cat([each.grad.flatten() for each in trained_parameters(module.student)])
+
+    found = gradients()
+    monkeypatch.setattr(
+        "sdft.loss.hidden_states._recomputed", hidden_states.completion_hidden_states
+    )
+    torch.testing.assert_close(found, gradients())
