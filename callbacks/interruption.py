@@ -27,10 +27,10 @@ class StopOnSignal(Checkpoint):
     130 or 138. A second signal takes its usual course.
 
     Args:
-        checkpoint: Writes the checkpoint.
+        checkpoint: Writes the checkpoint; None where checkpoints are turned off.
     """
 
-    def __init__(self, checkpoint: StageCheckpoint) -> None:
+    def __init__(self, checkpoint: StageCheckpoint | None) -> None:
         self.checkpoint = checkpoint
         self.received: signal.Signals | None = None
 
@@ -55,7 +55,8 @@ class StopOnSignal(Checkpoint):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Save and leave; the stage's last step is left to its end."""
         if self._on_any_rank(trainer) and not at_stage_end(trainer):
-            self.checkpoint.save(trainer)
+            if self.checkpoint is not None:
+                self.checkpoint.save(trainer)
             self._leave(trainer)
 
     def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
@@ -90,9 +91,10 @@ class StopOnSignal(Checkpoint):
     def _leave(self, trainer: L.Trainer) -> None:
         received = self.received or signal.SIGTERM  # it may have reached another rank alone
         if trainer.is_global_zero:
+            saved = "the same command with --ckpt_path last resumes from here"
             sys.stderr.write(
-                f"stopped by {received.name} after step {trainer.global_step}; the same command "
-                "with --ckpt_path last goes on from here\n"
+                f"stopped by {received.name} after step {trainer.global_step}; "
+                f"{saved if self.checkpoint else 'nothing was saved: checkpoints are off'}\n"
             )
             if received == REQUEUEING:
                 requeue()

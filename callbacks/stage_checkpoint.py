@@ -74,8 +74,13 @@ class StageCheckpoint(Checkpoint):
         self.last_step: int | None = None  # the step of the newest checkpoint this process wrote
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Write last.ckpt every n steps; the stage's last step is left to its end."""
-        if trainer.global_step % self.every_n_steps == 0 and not at_stage_end(trainer):
+        """Write last.ckpt every n steps, and where something stops the run in a stage.
+
+        The stage's last step is left to its end.
+        """
+        stopping = trainer.strategy.reduce_boolean_decision(trainer.should_stop, all=False)
+        due = stopping or trainer.global_step % self.every_n_steps == 0
+        if due and not at_stage_end(trainer):
             self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks import (
     DriftTracker,
@@ -31,10 +32,11 @@ from callbacks import (
 )
 from command_line.renamed_keys import refuse_renamed
 from command_line.shipped_configs import CONFIGS, with_shipped_configs
+from command_line.trainer_settings import check_trainer, settle_loggers, suited_callbacks
 from datamodules import ContinualDataModule, fit_sequence
 from lightning_modules import ContinualModule
 from sdft.runs.checkpoint_files import ResumeError, read_summary
-from sdft.runs.failures import explained
+from sdft.runs.failures import StoppedEarly, UsageError, explained
 from sdft.runs.files import write_text_atomically
 from sdft.runs.run_directory import named_checkpoint, settle_run
 from sdft.runs.run_settings import differences, run_settings
@@ -88,8 +90,14 @@ class ContinualCLI(LightningCLI):
         """Build model, data and trainer; a wrong option ends the run in one line."""
         try:
             super().instantiate_classes()
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError, ImportError, MisconfigurationException) as error:
             raise SystemExit(f"error: {error}") from error
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> Any:
+        own = config.get("callbacks") or []
+        own = own if isinstance(own, list) else [own]
+        config["callbacks"] = suited_callbacks([*own, *callbacks], config)
+        return super()._instantiate_trainer(config, [])
 
     def before_instantiate_classes(self) -> None:
         """Settle the run directory, and where to resume, before anything is loaded."""
@@ -100,8 +108,10 @@ class ContinualCLI(LightningCLI):
 
     def _settle(self) -> None:
         config = self.config[self.config.subcommand]
-        run_dir = Path(config.run_dir or Path("runs") / self._config_name(config))
+        run_dir = self._run_dir(config)
+        resumed = None
         if self.config.subcommand == "fit":
+            check_trainer(config.trainer)
             config.ckpt_path = settle_run(
                 run_dir,
                 config.ckpt_path,
@@ -109,15 +119,18 @@ class ContinualCLI(LightningCLI):
                 rank=rank_zero_only.rank,
                 num_ranks=int(os.environ.get("WORLD_SIZE", "1")),
             )
+            resumed = self._read_resumed(config)
         elif config.ckpt_path:
             config.ckpt_path = str(named_checkpoint(run_dir, config.ckpt_path))
-        resumed = self._read_resumed(config) if self.config.subcommand == "fit" else None
         config.trainer.default_root_dir = str(run_dir)
-        for logger in config.trainer.logger or []:
-            logger.init_args.save_dir = str(run_dir)
-            if resumed:
-                step = resumed["global_step"]
-                logger.dict_kwargs = {**(logger.get("dict_kwargs") or {}), "purge_step": step + 1}
+        settle_loggers(config.trainer, run_dir, resumed and resumed["global_step"])
+
+    def _run_dir(self, config: Any) -> Path:
+        """The run's folder; one that is deleted in the end for a dry run."""
+        if config.trainer.fast_dev_run:
+            self._dry_run_dir = TemporaryDirectory(prefix="sdft-fast_dev_run-")
+            return Path(self._dry_run_dir.name)
+        return Path(config.run_dir or Path("runs") / self._config_name(config)).expanduser()
 
     def _read_resumed(self, config: Any) -> dict[str, Any] | None:
         """The checkpoint to go on from, which must be of a run with the same settings."""
@@ -135,6 +148,15 @@ class ContinualCLI(LightningCLI):
         return resumed
 
     @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's without predict, which would need prompts alone."""
+        return {
+            name: left_out
+            for name, left_out in LightningCLI.subcommands().items()
+            if name != "predict"
+        }
+
+    @staticmethod
     def _config_name(config: Any) -> str:
         return Path(str(config.config[-1])).stem if config.config else "default"
 
@@ -146,13 +168,13 @@ class ContinualCLI(LightningCLI):
         **_: Any,
     ) -> None:
         """Run the sequence, then say what came out and where it lies."""
-        [checkpoint] = (each for each in self.trainer.callbacks if type(each) is StageCheckpoint)
-        stop = StopOnSignal(checkpoint)
+        checkpoints = (each for each in self.trainer.callbacks if type(each) is StageCheckpoint)
+        stop = StopOnSignal(next(checkpoints, None))
         self.trainer.callbacks += [SettingsRecord(self.settings), stop]
         try:
             with stop.listening():
                 fit_sequence(self.trainer, model, datamodule, ckpt_path)
-        except (ResumeError, FloatingPointError) as error:
+        except (UsageError, ResumeError, FloatingPointError, StoppedEarly) as error:
             raise SystemExit(f"error: {error}") from error
         except Exception as error:
             if message := explained(error, Path(self.trainer.default_root_dir)):
@@ -182,7 +204,11 @@ def summary(trainer: L.Trainer) -> str:
     tables = [
         callback.table() for callback in trainer.callbacks if isinstance(callback, RetentionTracker)
     ]
-    where = f"Files: {run_dir}\nCurves: tensorboard --logdir {run_dir}/tensorboard\n"
+    if trainer.fast_dev_run:
+        return "\n".join(["", *tables, "A dry run: nothing was kept\n"])
+    where = f"Files: {run_dir}\n"
+    if (Path(run_dir) / "tensorboard").is_dir():
+        where += f"Curves: tensorboard --logdir {run_dir}/tensorboard\n"
     return "\n".join(["", *tables, where])
 
 
@@ -190,8 +216,6 @@ def main(args: list[str] | None = None) -> ContinualCLI:
     """Parse the command line and run it."""
     arguments = with_shipped_configs(sys.argv[1:] if args is None else args)
     refuse_renamed(arguments)
-    # The teacher is in eval mode on purpose.
-    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
     defaults = {"default_config_files": [str(CONFIGS / "defaults.yaml")]}
     return ContinualCLI(
         ContinualModule,

@@ -2,5 +2,6 @@
 
 from datamodules.continual import ContinualDataModule
 from datamodules.sequencing import fit_sequence
+from datamodules.trainer_flags import check_flags
 
-__all__ = ["ContinualDataModule", "fit_sequence"]
+__all__ = ["ContinualDataModule", "check_flags", "fit_sequence"]

@@ -76,9 +76,21 @@ class ContinualDataModule(TaskReading):
         )
         self._budget = (epochs_per_stage, examples_per_stage)
         self.drop_rows({})
-        # Both are set by the sequencer from the counters; None while no sequence is running.
+        # Both are set by fit_sequence from the counters; None while no sequence is running.
         self.stage = 0
         self.num_stages_done: int | None = None
+
+    def setup(self, stage: str) -> None:
+        """Refuse ``trainer.fit`` by itself: it trains one stage, and evaluates none.
+
+        Raises:
+            RuntimeError: No sequence is running (``stage`` is Lightning's: fit, validate, …).
+        """
+        if stage == "fit" and self.num_stages_done is None:
+            raise RuntimeError(
+                "trainer.fit(module, datamodule=data) trains one stage; for the whole sequence "
+                "write: from datamodules import fit_sequence; fit_sequence(trainer, module, data)"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """What tells the rows of a checkpoint's run from others."""

@@ -7,15 +7,23 @@ checkpoint whose global step is a stage's first step lies between two stages.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import lightning as L
+from lightning.pytorch.callbacks import Timer
 
 from datamodules.continual import ContinualDataModule
 from datamodules.filtering import drop_disagreeing
-from sdft.runs.checkpoint_files import ResumeError, read_counters
+from datamodules.trainer_flags import check_flags, flag_of, shorten, without_lightning_chatter
+from sdft.runs.checkpoint_files import LAST, ResumeError, read_counters
+from sdft.runs.failures import StoppedEarly, UsageError
+from sdft.runs.run_directory import NAMED_CHECKPOINTS, settle_run
 from sdft.stages import StagePlan
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,36 +54,87 @@ def fit_sequence(
 ) -> None:
     """Train all stages in order, evaluating every task before the first and after each.
 
+    It takes the place of ``trainer.fit(module, datamodule=datamodule)``. Files go to the trainer's
+    ``default_root_dir``.
+
     Args:
-        trainer: Its ``max_epochs`` is set here.
+        trainer: Its ``max_epochs`` is set here; flags that would break the stages are refused.
         module: The method.
         datamodule: The tasks.
-        ckpt_path: Go on from this checkpoint; the result equals an uninterrupted run's.
+        ckpt_path: Resume from this checkpoint: a file, ``last`` or ``previous`` (those that
+            StageCheckpoint writes), or ``auto`` (last, or a new run where there is none). The
+            result equals an uninterrupted run's.
 
     Raises:
-        ValueError: The trainer limits steps in a way that breaks the stages, its processes do
-            not share a batch evenly, or the checkpoint cannot be read or belongs to another
-            sequence.
+        ValueError: A flag of the trainer is not usable with stages, its processes do not share a
+            batch evenly, or the checkpoint cannot be read or belongs to another sequence.
+        StoppedEarly: ``trainer.should_stop`` or ``max_time`` ended a stage, or ended the run
+            between two of them.
     """
-    _check_trainer(trainer)
+    check_flags(partial(flag_of, trainer))
+    max_epochs = trainer.fit_loop.max_epochs
+    try:
+        with without_lightning_chatter():
+            _run_sequence(trainer, module, datamodule, _resolved(trainer, ckpt_path))
+    finally:
+        datamodule.num_stages_done = None
+        trainer.fit_loop.max_epochs = max_epochs
+
+
+def _run_sequence(
+    trainer: L.Trainer,
+    module: L.LightningModule,
+    datamodule: ContinualDataModule,
+    ckpt_path: Path | None,
+) -> None:
     if datamodule.min_agreement:
         module.to(trainer.strategy.root_device)
         report = Path(trainer.default_root_dir) / "dropped.json"
         drop_disagreeing(datamodule, module.student, report, resumed=ckpt_path is not None)
+    if trainer.fast_dev_run:
+        shorten(trainer, datamodule)
+    else:
+        _warn_of_warm_up(getattr(module, "warmup_steps", 0), datamodule.plan)
     plan = datamodule.plan
     _check_ranks(trainer.world_size, plan.batch_size)
     num_done = 0
     if ckpt_path is not None:
-        stage = read_resume_point(Path(ckpt_path), plan).last_started
+        stage = read_resume_point(ckpt_path, plan).last_started
         # Between two stages this only restores: the finished stage has no epoch left to run.
         _fit_stage(trainer, module, datamodule, stage, ckpt_path)
         num_done = stage + 1
     _evaluate(trainer, module, datamodule, num_done)
     for stage in range(num_done, plan.num_stages):
-        _fit_stage(trainer, module, datamodule, stage, None)
+        stopping = _fit_stage(trainer, module, datamodule, stage, None)
         _evaluate(trainer, module, datamodule, stage + 1)
+        if stopping and stage + 1 < plan.num_stages:
+            raise StoppedEarly(_stopped(trainer, f"between stages {stage + 1} and {stage + 2}"))
     if any(task.test for task in datamodule.tasks):
         trainer.test(module, datamodule=datamodule, verbose=False, weights_only=True)
+
+
+def _resolved(trainer: L.Trainer, ckpt_path: str | Path | None) -> Path | None:
+    """The checkpoint that a name means, in the trainer's folder."""
+    if ckpt_path not in NAMED_CHECKPOINTS:
+        return None if ckpt_path is None else Path(ckpt_path)
+    found = settle_run(Path(trainer.default_root_dir), str(ckpt_path), False)
+    return None if found is None else Path(found)
+
+
+def _warn_of_warm_up(warmup_steps: int, plan: StagePlan) -> None:
+    """Say which stages end before their learning rate has reached its peak."""
+    short = [
+        f"{task} ({plan.steps_in_stage(stage)} steps)"
+        for stage, task in enumerate(plan.tasks)
+        if plan.steps_in_stage(stage) <= warmup_steps
+    ]
+    if short:
+        logger.warning(
+            "model.warmup_steps is %d, as long as the whole stage or longer in %s: lower it, or "
+            "train on more examples",
+            warmup_steps,
+            ", ".join(short),
+        )
 
 
 def read_resume_point(path: Path, plan: StagePlan) -> ResumePoint:
@@ -102,9 +161,14 @@ def _fit_stage(
     module: L.LightningModule,
     datamodule: ContinualDataModule,
     stage: int,
-    ckpt_path: str | Path | None,
-) -> None:
-    datamodule.stage = stage
+    ckpt_path: Path | None,
+) -> bool:
+    """Train one stage to its end; whether something then asks the run to stop.
+
+    Raises:
+        StoppedEarly: The stage was cut.
+    """
+    datamodule.stage = datamodule.num_stages_done = stage
     trainer.fit_loop.max_epochs = stage + 1
     # Evaluation happens between the stages, not inside of fit.
     limit, trainer.limit_val_batches = trainer.limit_val_batches, 0
@@ -112,6 +176,29 @@ def _fit_stage(
         trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
     finally:
         trainer.limit_val_batches = limit
+    plan = datamodule.plan
+    num_taken = trainer.global_step - plan.first_step(stage)
+    if num_taken < plan.steps_in_stage(stage):
+        where = f"in stage {stage + 1}, {plan.tasks[stage]}, after {num_taken} of its"
+        raise StoppedEarly(_stopped(trainer, f"{where} {plan.steps_in_stage(stage)} steps"))
+    for callback in trainer.callbacks:
+        if isinstance(callback, Timer):  # it would start anew with the next stage
+            callback.load_state_dict(callback.state_dict())
+    return bool(trainer.strategy.reduce_boolean_decision(trainer.should_stop, all=False))
+
+
+def _stopped(trainer: L.Trainer, where: str) -> str:
+    """What to say of a run that something in the trainer has stopped."""
+    timers = [each for each in trainer.callbacks if isinstance(each, Timer)]
+    remaining = [each.time_remaining() for each in timers]
+    if any(seconds is not None and seconds <= 0 for seconds in remaining):
+        cause, larger = "trainer.max_time", " and a larger trainer.max_time"
+    else:
+        cause, larger = "trainer.should_stop", ""
+    last = Path(trainer.default_root_dir) / "checkpoints" / LAST
+    if not last.exists():
+        return f"stopped by {cause} {where}; nothing was saved, since there is no StageCheckpoint"
+    return f"stopped by {cause} {where}; resume with ckpt_path last{larger}: {last}"
 
 
 def _evaluate(
@@ -124,24 +211,9 @@ def _evaluate(
     trainer.validate(module, datamodule=datamodule, verbose=False, weights_only=True)
 
 
-def _check_trainer(trainer: L.Trainer) -> None:
-    expected = {
-        "max_steps": (trainer.max_steps, -1, "data.examples_per_stage"),
-        "accumulate_grad_batches": (
-            trainer.accumulate_grad_batches,
-            1,
-            "data.batch_size, with model.micro_batch_size for memory,",
-        ),
-        "limit_train_batches": (trainer.limit_train_batches, 1.0, "data.examples_per_stage"),
-    }
-    for name, (value, default, instead) in expected.items():
-        if value != default:
-            raise ValueError(f"trainer.{name} is {value}; leave it and set {instead} instead")
-
-
 def _check_ranks(num_ranks: int, batch_size: int) -> None:
     if batch_size % num_ranks:
-        raise ValueError(
+        raise UsageError(
             f"data.batch_size is {batch_size}, the prompts of an optimizer step over all "
             f"processes, of which there are {num_ranks}; set it to a multiple of {num_ranks}"
         )

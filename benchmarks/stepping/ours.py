@@ -92,6 +92,7 @@ def main() -> None:
         enable_model_summary=False,
         enable_checkpointing=False,
     )
+    data.num_stages_done = 0  # this stage alone, without evaluations
     trainer.fit(module, datamodule=data)
 
 

@@ -32,6 +32,14 @@ TO_LOWER = {
 }
 
 
+class UsageError(ValueError):
+    """Options do not go together; the message says which, and what to set instead."""
+
+
+class StoppedEarly(RuntimeError):
+    """A run was asked to stop before its end; the message says where, and how to resume."""
+
+
 def explained(error: BaseException, run_dir: Path) -> str | None:
     """What happened and what to do, for a full disk or memory; None for any other failure.
 
