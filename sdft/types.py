@@ -45,6 +45,11 @@ class Demonstration:
     context: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def question(self) -> str:
+        """The text of the last message, which is the user's."""
+        return self.prompt[-1]["content"] if self.prompt else ""
+
 
 @dataclass(frozen=True, slots=True)
 class DemonstrationBatch:

@@ -23,6 +23,7 @@ def further_measures(
         rows: The N rows they answer, at least one.
     """
     golds = [scorer.gold(row) for row in rows]
+    answers = [scorer.answer(answer, row) for answer, row in zip(answers, rows, strict=True)]
     measures = {
         name: sum(map(compare, answers, golds)) / len(rows)
         for name, compare in scorer.others.items()

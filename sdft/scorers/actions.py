@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sdft.scorers.json_objects import object_at, whole_object
+from sdft.scorers.normalisation import composed
 from sdft.types import Demonstration
 
-_MARKER = re.compile(r"Action(?P<is_input> Input)?:\s*+")
+# Markdown's emphasis and fences around names and inputs are passed over.
+_MARKER = re.compile(r"Action(?P<is_input> Input)?:[\s*`]*+")
+_LANGUAGE = re.compile(r"(?<=```)json\s*+")
 _NAME = re.compile(r"[\w.\-]++")
 _MARK = re.compile(r"\[\w{1,32}\]\s*+")  # before a name, such as [Optional]
 _IGNORED_CHARACTERS = str.maketrans("", "", " ,./-_*^")
@@ -42,6 +45,8 @@ def read_actions(text: str) -> Iterator[ActionName | ActionInput]:
     position = 0
     while marker := _MARKER.search(text, position):
         position = marker.end()
+        if language := _LANGUAGE.match(text, position):
+            position = language.end()
         if not marker["is_input"]:
             mark = _MARK.match(text, position)
             name = _NAME.match(text, mark.end() if mark else position)
@@ -112,7 +117,8 @@ def action_input(completion: str, gold: ActionsGold) -> float:
 
     The names must be the same, each as often, in any order; all inputs merged into one object,
     later keys winning, must equal the gold inputs merged likewise, types included (5 is not "5").
-    Inputs that are not JSON are skipped. Which input belongs to which action is not checked.
+    Inputs that are not JSON are skipped; backticks, a fence and emphasis around an input or a name
+    do not count. Which input belongs to which action is not checked.
     """
     names: Counter[str] = Counter()
     inputs: dict[str, Any] = {}
@@ -155,7 +161,7 @@ def accepted_calls(completion: str, gold: list[Mapping[str, Any]]) -> float:
     In a pair the names are equal, every given parameter is known and has an accepted value, and
     every parameter left out has "" among its accepted values. Strings are compared in lower case
     without blanks and the characters ``,./-_*^``; 5 equals 5.0; lists element by element; an
-    object's values by accepted lists in turn.
+    object's values by accepted lists in turn. Fences count as little as in ``action_input``.
     """
     calls = _paired_calls(completion)
     if len(calls) != len(gold):
@@ -226,4 +232,4 @@ def _as_list(choices: object) -> list[Any]:
 
 
 def _plain(text: str) -> str:
-    return text.lower().translate(_IGNORED_CHARACTERS)
+    return composed(text).lower().translate(_IGNORED_CHARACTERS)

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from sdft.scorers.normalisation import composed
 from sdft.types import Demonstration
 
 MAX_DEPTH = 64
@@ -87,8 +88,8 @@ def object_gold(row: Demonstration) -> Mapping[str, Any]:
 def json_equal(completion: str, gold: Mapping[str, Any]) -> float:
     """1 if the first JSON object in the completion equals the gold one.
 
-    Keys in any order, none missing and none more. Values are compared as text, white space
-    collapsed and in lower case (5, 5.0 and "5" are equal); arrays element by element.
+    Keys in any order, none missing and none more. Values are compared as text in lower case, white
+    space collapsed and characters composed (5, 5.0 and "5" are equal); arrays element by element.
     """
     found = first_object(completion)
     return float(found is not None and _same(found, gold))
@@ -101,8 +102,14 @@ def intent_equal(completion: str, gold: Mapping[str, Any]) -> float:
 
 
 def slot_f1(completion: str, gold: Mapping[str, Any]) -> float:
-    """Harmonic mean of precision and recall over the (name, value) pairs of ``slots``."""
-    found = _pairs((first_object(completion) or {}).get("slots"))
+    """Harmonic mean of precision and recall over the (name, value) pairs of ``slots``.
+
+    0 without a JSON object; 1 where neither object has slots.
+    """
+    read = first_object(completion)
+    if read is None:
+        return 0.0
+    found = _pairs(read.get("slots"))
     expected = _pairs(gold.get("slots"))
     total = found.total() + expected.total()
     return 2 * (found & expected).total() / total if total else 1.0
@@ -132,7 +139,7 @@ def _same(found: object, gold: object) -> bool:
 
 def _scalar_text(value: object) -> str:
     if isinstance(value, str):
-        return " ".join(value.split()).lower()
+        return " ".join(composed(value).split()).lower()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return json.dumps(value)

@@ -1,8 +1,9 @@
 """Scorers by name: how far a completion is right, from 0 to 1.
 
 A scorer is ``scorer(completion, row) -> float``. The completion may be any text: a scorer gives
-it a score, never an exception, in time linear in its length. The row's gold answer must have the
-form the scorer needs; :func:`check_row` says so when a task is loaded.
+it a score, never an exception, in time linear in its length. Of a completion that begins with the
+question, word for word, what follows is scored; published rules read all of it. The row's gold
+answer must have the form the scorer needs; :func:`check_row` says so when a task is loaded.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from sdft.scorers import actions, published_actions, tool_calls
+from sdft.scorers import actions, final_numbers, tool_calls
 from sdft.scorers import json_objects as json_text
+from sdft.scorers import published_rules as published
 from sdft.scorers import text_answers as answers
 from sdft.scorers.judge import SCORE_OF_VERDICT, Judge, reference_gold
+from sdft.scorers.normalisation import bare
 from sdft.types import Demonstration
+
+MIN_QUESTION = 20  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,7 @@ class Scorer:
         compare: (completion, gold value) -> score in [0, 1]; its docstring states the rule.
         others: Further rules for the same gold value, reported beside the score.
         label: Where answers are labels, the one that a completion gives; the gold value is one.
+        is_published: Somebody else's rule, which reads completions as they are.
     """
 
     name: str
@@ -36,6 +42,7 @@ class Scorer:
     compare: Callable[[str, Any], float]
     others: Mapping[str, Callable[[str, Any], float]] = field(default_factory=dict)
     label: Callable[[str], str] | None = None
+    is_published: bool = False
 
     def __call__(self, completion: str, row: Demonstration) -> float:
         """Score one completion of the row's prompt.
@@ -43,7 +50,13 @@ class Scorer:
         Raises:
             ValueError: The row's gold answer does not suit this scorer.
         """
-        return self.compare(completion, self.gold(row))
+        return self.compare(self.answer(completion, row), self.gold(row))
+
+    def answer(self, completion: str, row: Demonstration) -> str:
+        """The part of a completion that is compared: what follows the question, if it begins so."""
+        if self.is_published:
+            return completion
+        return without_question(completion, row.question)
 
     def gold(self, row: Demonstration) -> Any:
         """The row's gold value in the form this scorer compares with."""
@@ -51,6 +64,13 @@ class Scorer:
             return self.read_gold(row)
         except ValueError as error:
             raise ValueError(f"row {row.id!r:.80}: the scorer {self.name!r} {error}") from error
+
+
+def without_question(completion: str, question: str) -> str:
+    """A completion without the question at its beginning; a shorter question may be an answer."""
+    question, text = question.strip(), completion.lstrip()
+    is_repeated = len(question) >= MIN_QUESTION and text.startswith(question)
+    return text[len(question) :] if is_repeated else completion
 
 
 FACT_RULES = {
@@ -63,9 +83,7 @@ CALL_PARTS = {"intent": json_text.intent_equal, "slot_f1": json_text.slot_f1}
 SCORERS: dict[str, Scorer] = {
     scorer.name: scorer
     for scorer in (
-        Scorer(
-            "exact_label", answers.label_gold, answers.exact_label, label=answers.normalise_label
-        ),
+        Scorer("exact_label", answers.label_gold, answers.exact_label, label=bare),
         Scorer(
             "first_token_label",
             answers.token_label_gold,
@@ -76,11 +94,7 @@ SCORERS: dict[str, Scorer] = {
         Scorer("first_letter", answers.option_gold, answers.first_letter),
         Scorer("tool_call", tool_calls.call_gold, tool_calls.tool_call),
         Scorer("action_input", actions.actions_gold, actions.action_input),
-        Scorer(
-            "published_action_input",
-            published_actions.published_gold,
-            published_actions.published_action_input,
-        ),
+        Scorer("final_number", final_numbers.number_gold, final_numbers.final_number),
         Scorer("accepted_calls", actions.accepted_gold, actions.accepted_calls),
         Scorer("json_equal", json_text.object_gold, json_text.json_equal, CALL_PARTS),
         *(Scorer(name, answers.words_gold, rule, FACT_RULES) for name, rule in FACT_RULES.items()),
@@ -89,6 +103,15 @@ SCORERS: dict[str, Scorer] = {
             answers.verdict_gold,
             answers.final_answer,
             label=answers.final_verdict,
+        ),
+        *(
+            Scorer(rule.__name__, read_gold, rule, is_published=True)
+            for read_gold, rule in (
+                (answers.letter_gold, published.published_multiple_choice),
+                (published.published_gold, published.published_action_input),
+                (published.squad_gold, published.squad_exact_match),
+                (published.squad_gold, published.squad_f1),
+            )
         ),
     )
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from sdft.scorers.judge import Judge
 from sdft.scorers.scorer_registry import get_scorer
@@ -55,6 +56,8 @@ class TaskSpec:
             both. None takes the data module's.
         judge: The language model that grades answers, for the scorers judge_strict and
             judge_lenient.
+        unscorable: What happens to a row whose answer the scorer cannot compare with: error, or
+            drop (reported).
         prompts_only: Train on the rows' prompts alone: a demonstration may be missing, and is left
             out where there is one. For methods that can do without, such as re-invoke.
 
@@ -80,6 +83,7 @@ class TaskSpec:
     context_field: str | None = None
     teacher_context: str | None = None
     judge: Judge | None = None
+    unscorable: Literal["error", "drop"] = "error"
     prompts_only: bool = False
 
     def __post_init__(self) -> None:
@@ -132,6 +136,10 @@ class TaskSpec:
             number = self.num_rows(split)
             if number is not None and number < 1:
                 raise ValueError(f"task {self.name!r}: num_{split} is {number}; use 1 or more")
+        if self.unscorable not in ("error", "drop"):
+            raise ValueError(
+                f"task {self.name!r}: unscorable is {self.unscorable!r:.80}; use error or drop"
+            )
         if self.teacher_context not in (None, *TEACHER_CONTEXTS):
             raise ValueError(
                 f"task {self.name!r}: teacher_context is {self.teacher_context!r:.80}; "

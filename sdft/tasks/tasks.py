@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -20,6 +21,8 @@ from sdft.tasks.hub import kept_indices, load_hub_split, matching, rows_from_dat
 from sdft.tasks.rows import check_unique_ids, read_rows
 from sdft.tasks.task_spec import TaskSpec
 from sdft.types import Demonstration
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["NUM_GENERATED", "SCORER_OF_GENERATOR", "Task", "TaskSpec", "load_task", "load_tasks"]
 
@@ -54,7 +57,8 @@ class Task:
         return {split: _digest(getattr(self, split)) for split in SPLITS}
 
 
-Splits = dict[str, tuple[Demonstration, ...]]
+Rows = tuple[Demonstration, ...]
+Splits = dict[str, Rows]
 
 
 def load_tasks(specs: Sequence[TaskSpec], seed: int = 0) -> tuple[Task, ...]:
@@ -91,8 +95,9 @@ def load_task(spec: TaskSpec, seed: int = 0) -> Task:
     check_unique_ids(splits, spec.name)
     scorer_name = spec.scorer or _default_scorer(spec, splits)
     scorer = get_scorer(scorer_name, spec.judge)
-    scored: Splits = {split: splits[split] for split in SPLITS if not _is_prompts(spec, split)}
-    _check_rows(scored, spec.name, scorer)
+    for split in SPLITS:
+        if not _is_prompts(spec, split):
+            splits[split] = _scorable(splits[split], spec, split, scorer)
     return Task(
         name=spec.name,
         scorer_name=scorer_name,
@@ -104,13 +109,23 @@ def load_task(spec: TaskSpec, seed: int = 0) -> Task:
     )
 
 
-def _check_rows(splits: Splits, task: str, scorer: Scorer) -> None:
-    for split, rows in splits.items():
-        for row in rows:
-            try:
-                scorer.gold(row)
-            except ValueError as error:
-                raise ValueError(f"task {task!r}, {split}: {error}") from error
+def _scorable(rows: Rows, spec: TaskSpec, split: Split, scorer: Scorer) -> Rows:
+    """The rows whose gold answers the scorer can compare with; what was dropped is counted."""
+    kept, refused = [], []
+    for row in rows:
+        try:
+            scorer.gold(row)
+            kept.append(row)
+        except ValueError as error:
+            refused.append(f"task {spec.name!r}, {split}: {error}")
+    if refused and (spec.unscorable == "error" or not kept):
+        raise ValueError(
+            f"{refused[0]}\n{len(refused)} of {len(rows)} {split} rows are refused; correct them, "
+            "take another scorer, or set the task's unscorable to drop"
+        )
+    if refused:
+        logger.warning("dropped %d of %d rows; %s", len(refused), len(rows), refused[0])
+    return tuple(kept)
 
 
 def _load_splits(spec: TaskSpec, seed: int) -> tuple[Splits, str]:

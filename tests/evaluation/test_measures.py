@@ -5,7 +5,7 @@ import pytest
 from callbacks import AnswerLog
 from sdft.evaluation.measures import further_measures, macro_f1
 from sdft.scorers.json_objects import intent_equal, slot_f1
-from sdft.scorers.published_actions import published_action_input, published_gold
+from sdft.scorers.published_rules import published_action_input, published_gold
 from sdft.scorers.scorer_registry import SCORERS, get_scorer
 from sdft.types import Demonstration
 from tests.lightning_modules.test_modules import sdft, train

@@ -57,6 +57,8 @@ def test_an_input_that_never_closes_ends_the_reading():
         "Thought: first the rates.\n" + write(RATES) + "\nThen\n" + write(CONVERT) + "\nDone.",
         write(("rates.get", CONVERT[1]), ("convert", RATES[1])),  # not checked by the rule
         write(RATES, CONVERT) + "\nAction Input: {broken}",
+        write((f"`{RATES[0]}`", f"```json\n{RATES[1]}\n```"), (CONVERT[0], f"`{CONVERT[1]}`")),
+        "**Action:** rates.get\n**Action Input:** " + RATES[1] + "\n" + write(CONVERT),
     ],
 )
 def test_action_input_compares_names_and_merged_inputs(completion):

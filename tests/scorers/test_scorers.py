@@ -1,5 +1,6 @@
 import json
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ ANSWERS = {
     "first_letter": "B",
     "tool_call": 'f(x="1", y=[2])',
     "action_input": [{"Action": "f", "Action_Input": '{"x": 1}'}],
+    "published_multiple_choice": "B",
     "published_action_input": [{"Action": "f", "Action_Input": {"x": 1}}],
     "accepted_calls": None,
     "json_equal": {"a": {"b": [1, "c"]}},
@@ -24,6 +26,17 @@ ANSWERS = {
     "contains": ["New York", "NYC"],
     "token_f1": "the red fox",
     "final_answer": "maybe",
+    "final_number": "He has 3 + 4 = 7. #### 7",
+    "squad_exact_match": "February 16, 2002.",
+    "squad_f1": ["New York", "NYC"],
+}
+CALL = 'Action: f\nAction Input: {"x": 1}'
+RIGHT = {
+    "action_input": CALL,
+    "published_action_input": CALL,
+    "published_multiple_choice": "<answer>B</answer>",
+    "accepted_calls": CALL,
+    "json_equal": '{"a": {"b": [1, "c"]}}',
 }
 EVERY_SCORER = pytest.mark.parametrize("name", list(SCORERS))
 
@@ -65,6 +78,10 @@ UNITS = [
     "the answer is ",
     "Final answer:",
     "<answer>",
+    "1 ",
+    "-\u0301\u0323",
+    "####",
+    "\u6771",
 ]
 
 
@@ -90,7 +107,7 @@ def test_ten_megabytes_are_scored_in_linear_time(name):
 @EVERY_SCORER
 def test_an_unsuitable_gold_answer_is_an_error_when_rows_are_checked(name):
     check_row(name, make_row(name))
-    bad = Demonstration("row-7", "task", make_row(name).prompt, "", 3.5)
+    bad = Demonstration("row-7", "task", make_row(name).prompt, "", False)
     with pytest.raises(ValueError, match=f"row 'row-7': the scorer '{name}' needs "):
         check_row(name, bad)
 
@@ -99,6 +116,21 @@ def test_an_unsuitable_gold_answer_is_an_error_when_rows_are_checked(name):
 def test_every_scorer_states_its_rule(name):
     assert SCORERS[name].compare.__doc__
     assert get_scorer(name).name == name
+
+
+@EVERY_SCORER
+def test_the_question_repeated_is_no_answer_and_what_follows_it_is_one(name):
+    row = make_row(name)
+    right = RIGHT.get(name, row.answer)
+    right = right[0] if isinstance(right, list) else right
+    assert SCORERS[name](right, row) == 1
+    question = f"Some question of several words, whose answer may be: {right}"
+    asked = replace(row, prompt=({"role": "user", "content": question},))
+    if not SCORERS[name].is_published:
+        assert SCORERS[name](question, asked) == 0
+        assert SCORERS[name](f" {question}\n{right}", asked) == 1
+    short = replace(row, prompt=({"role": "user", "content": right[:19]},))
+    assert SCORERS[name](right, short) == 1
 
 
 def test_an_unknown_scorer_is_an_error_that_lists_all():

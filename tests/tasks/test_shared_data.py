@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from pathlib import Path
 
 import pytest
 
@@ -10,11 +9,10 @@ from sdft.evaluation.measures import further_measures
 from sdft.scorers.scorer_registry import SCORER_OF_SCORING, SCORERS
 from sdft.tasks.rows import read_rows
 from sdft.tasks.tasks import TaskSpec, load_task
-
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+from tests.conftest import SHARED_DATA as DATA
 
 pytestmark = pytest.mark.skipif(
-    not DATA.is_dir(), reason="the prepared data sets are not beside the repository"
+    not DATA.is_dir(), reason=f"there are no prepared data sets in {DATA}"
 )
 
 SCORER_OF_TASK = {

@@ -116,6 +116,22 @@ def test_a_gold_answer_that_does_not_suit_the_scorer_stops_the_loading(folder):
         load_task(spec(folder, scorer="json_equal"))
 
 
+def test_rows_that_the_scorer_refuses_are_dropped_and_counted_where_the_task_says_so(
+    folder, caplog
+):
+    odd = make_rows("odd", 3, answer="?!")
+    write(folder, train=[*make_rows("train", 2), *odd])
+    with pytest.raises(ValueError, match=r"row 'odd-0'.*\n3 of 5 train rows .*unscorable to drop"):
+        load_task(spec(folder))
+    task = load_task(spec(folder, unscorable="drop"))
+    assert ids(task.train) == ["train-0", "train-1"]
+    assert len(task.validation) == 5
+    assert "dropped 3 of 5 rows; task 'mine', train: row 'odd-0'" in caplog.text
+    write(folder, train=odd)
+    with pytest.raises(ValueError, match="3 of 3 train rows are refused"):
+        load_task(spec(folder, unscorable="drop"))
+
+
 def test_the_rows_may_name_the_scorer(folder):
     meta = {"scoring": "qa_em_f1"}
     write(folder, train=make_rows("train", 2, meta=meta))
