@@ -40,7 +40,7 @@ TRL_SCRIPT = Path(__file__).parent / "peers" / "trl_loss.py"
 INSTALL = "python3.11 -m venv .venv-trl && .venv-trl/bin/pip install torch==2.13.0 trl==1.16.0 peft"
 DIVERGENCES = ("forward_kl", "reverse_kl")
 COMPLETION_LENGTHS = (12, 2, 7, 5)
-NUM_SKIPPED = 3
+NUM_MASKED = 3
 TEACHER_NOISE = 0.5  # share of each parameter's spread, so that the divergence is no rounding error
 SPREAD = 8.0  # of the tiny model's logits
 Batch = dict[str, list[list[int]]]
@@ -109,7 +109,7 @@ def ours(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and gradients by parameter."""
     student, completions = loaded.model, batch["completions"]
-    positions = LossPositions.of(completions, NUM_SKIPPED)
+    positions = LossPositions.of(completions, NUM_MASKED)
     with torch.no_grad():
         teacher_hidden = completion_hidden_states(
             teacher.model, batch["teacher_prompts"], completions, positions
@@ -133,7 +133,7 @@ def trl_losses(
     """TRL's loss and gradients by divergence, computed by its own interpreter."""
     for role, model in (("student", loaded.model), ("teacher", teacher.model)):
         save_model(model, loaded.tokenizer, folder / role)
-    job = {**batch, "num_skipped": NUM_SKIPPED}
+    job = {**batch, "num_masked": NUM_MASKED}
     (folder / "batch.json").write_text(json.dumps(job), encoding="utf-8")
     for name in DIVERGENCES:
         command = [python, str(TRL_SCRIPT), str(folder), "--divergence", name]

@@ -99,13 +99,7 @@ class CapabilityTracker(L.Callback):
     def _measure(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
         from sdft.evaluation.capabilities.harness import Subject, measure
 
-        subject = Subject(
-            module.student,
-            module.student_head,
-            module.tokenizer,
-            module.rollout_engine,
-            module.end_ids,
-        )
+        subject = Subject(module.student, module.student_head, module.tokenizer, module.generate)
         with trainer.precision_plugin.val_step_context(), gathered_weights(module.student):
             return measure(self._tasks, self.suites, subject, num_rows=self.num_rows, **self.limits)
 

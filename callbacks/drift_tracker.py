@@ -14,7 +14,6 @@ from sdft.loss.hidden_states import LossPositions
 from sdft.loss.probes import kl_and_entropy
 from sdft.model.modes import evaluation_mode
 from sdft.model.teacher import Teacher, make_teacher
-from sdft.rollout.request import RolloutRequest
 from sdft.seeds import Stream, mix_seed
 from sdft.types import TokenIds
 
@@ -94,14 +93,9 @@ def measure(module: Any, base: Teacher, prompts: list[TokenIds]) -> dict[str, fl
         base: Its model before any training.
         prompts: B token-id lists.
     """
-    request = RolloutRequest(
-        prompts,
-        replace(module.greedy, temperature=1.0),
-        module.end_ids,
-        seeds=[mix_seed(Stream.DRIFT, module.seed, place) for place in range(len(prompts))],
-        decode=module.tokenizer.decode,
-    )
-    completions = module.rollout_engine(module.student, request).completions
+    seeds = [mix_seed(Stream.DRIFT, module.seed, place) for place in range(len(prompts))]
+    settings = replace(module.greedy, temperature=1.0)
+    completions = module.generate(prompts, settings, seeds=seeds).completions
     positions = LossPositions.of(completions, device=module.device)
     with evaluation_mode(module.student):
         hidden = module.hidden_states(module.student, prompts, completions, positions)

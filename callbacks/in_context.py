@@ -15,8 +15,6 @@ from sdft.loss.probes import kl_and_entropy
 from sdft.model.head import VocabularyHead
 from sdft.model.modes import evaluation_mode
 from sdft.model.teacher import Teacher
-from sdft.rollout.in_place import InPlaceEngine
-from sdft.rollout.request import RolloutRequest
 from sdft.tasks.tasks import Task
 from sdft.types import DemonstrationBatch, Rollout
 
@@ -105,18 +103,13 @@ class InContextCheck(L.Callback):
 
 @torch.no_grad()
 def compare(module: Any, batch: DemonstrationBatch, task: Task) -> dict[str, float]:
-    """The numbers of :data:`DEFINITIONS`, on the rows of one task.
-
-    The student answers through the module's rollout engine, the teacher in place.
-    """
-    settings, end_ids, decode = module.greedy, module.end_ids, module.tokenizer.decode
-    alone = RolloutRequest(batch.student_prompts, settings, end_ids, decode=decode)
-    shown = RolloutRequest(batch.teacher_prompts, settings, end_ids, decode=decode)
-    student = module.rollout_engine(module.student, alone)
+    """The numbers of :data:`DEFINITIONS`, on the rows of one task."""
+    student = module.generate(batch.student_prompts, module.greedy)
+    prompts = module.read_by_teacher(batch)
     with module.teacher.scoring(module.student) as model:
-        teacher = InPlaceEngine()(model, shown)
+        teacher = module.generate(prompts, module.greedy, model=model)
         positions = LossPositions.of(teacher.completions, device=module.device)
-        hidden = module.hidden_states(model, batch.teacher_prompts, teacher.completions, positions)
+        hidden = module.hidden_states(model, prompts, teacher.completions, positions)
     with evaluation_mode(module.student):
         students_hidden = module.hidden_states(
             module.student, batch.student_prompts, teacher.completions, positions

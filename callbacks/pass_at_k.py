@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from sdft.evaluation.metrics import mean_pass_at_k, powers_of_two
 from sdft.model.sharding import from_all_ranks, gathered_weights
-from sdft.rollout.request import RolloutRequest, SamplingSettings
+from sdft.rollout.request import SamplingSettings
 from sdft.runs.files import write_json_atomically
 from sdft.seeds import Stream, mix_seed
 from sdft.types import Demonstration, EvaluationBatch, TokenIds
@@ -110,17 +110,11 @@ class PassAtK(L.Callback):
         )
         for start in range(0, self.num_samples, self.batch_size):
             numbers = range(start, min(start + self.batch_size, self.num_samples))
-            request = RolloutRequest(
-                [prompt] * len(numbers),
-                settings,
-                module.end_ids,
-                seeds=[
-                    mix_seed(Stream.PASS_AT_K, module.seed, number, row.task, row.id)
-                    for number in numbers
-                ],
-                decode=module.tokenizer.decode,
-            )
-            rollout = module.rollout_engine(module.student, request)
+            seeds = [
+                mix_seed(Stream.PASS_AT_K, module.seed, number, row.task, row.id)
+                for number in numbers
+            ]
+            rollout = module.generate([prompt] * len(numbers), settings, seeds=seeds)
             yield from module.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
 
 

@@ -9,8 +9,7 @@ import lightning as L
 
 from sdft.loss.preambles import WATCHED_PREAMBLES, Preambles
 from sdft.model.teacher import Teacher
-from sdft.rollout.in_place import InPlaceEngine
-from sdft.rollout.request import RolloutRequest, SamplingSettings
+from sdft.rollout.request import SamplingSettings
 from sdft.seeds import Stream
 from sdft.types import DemonstrationBatch
 
@@ -46,7 +45,6 @@ class OpeningRates(L.Callback):
             )
         self.teacher_samples_every = teacher_samples_every
         self._watched: Preambles | None = None
-        self._in_place = InPlaceEngine()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Watch for the module's phrases too."""
@@ -61,16 +59,12 @@ class OpeningRates(L.Callback):
         every = self.teacher_samples_every
         if self._watched is None or not every or trainer.global_step % every:
             return
-        beginnings = RolloutRequest(
-            batch.teacher_prompts,
-            replace(pl_module.sampling, max_new_tokens=self._watched.max_tokens),
-            end_ids=pl_module.end_ids,
-            seeds=pl_module.rollout_seeds(len(batch), Stream.TEACHER_PREAMBLES),
-            decode=pl_module.tokenizer.decode,
-        )
+        beginnings = replace(pl_module.sampling, max_new_tokens=self._watched.max_tokens)
+        seeds = pl_module.rollout_seeds(len(batch), Stream.TEACHER_PREAMBLES)
+        prompts = pl_module.read_by_teacher(batch)
         with pl_module.teacher.scoring(pl_module.student) as teacher:
-            rollout = self._in_place(teacher, beginnings)
-            rate = self._watched.rate(rollout.completions)
+            rollout = pl_module.generate(prompts, beginnings, seeds=seeds, model=teacher)
+        rate = self._watched.rate(rollout.completions)
         pl_module.log("train/preamble_rate_teacher", rate, batch_size=len(batch))
 
     def on_train_batch_end(

@@ -203,30 +203,32 @@ class ContinualModule(GreedyEvaluation):
         """(N, D) hidden states that predict the loss-bearing tokens, in micro-batches."""
         return hidden_states_in_parts(model, prompts, completions, positions, self.micro_batch_size)
 
-    def token_weights(
-        self, rows: Tensor, num_sequences: int, reduction: str | None = None
-    ) -> Tensor:
-        """(N,) weights of loss tokens: the reduction over the sequences of all ranks; 0 if lent.
+    def token_weights(self, positions: LossPositions, reduction: str | None = None) -> Tensor:
+        """(N,) weights of tokens: the reduction over the sequences of all ranks.
+
+        Masked tokens and those of padding rows have weight 0.
 
         Args:
-            rows: (N,) the sequence of this rank that each token belongs to.
-            num_sequences: Sequences of this rank.
+            positions: The N tokens.
             reduction: What the loss averages over; None for the module's own reduction.
         """
-        num_own = num_sequences - self._num_padding_rows
+        num_own = positions.num_sequences - self._num_padding_rows
+        rows = positions.rows[~positions.masked]
         own = rows < num_own
         totals, num_ranks = torch.tensor([int(own.sum()), num_own], device=self.device), 1
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(totals)
             num_ranks = distributed.get_world_size()
         num_tokens, num_sequences = totals.tolist()
-        return own * reduction_weights(
+        weights = torch.zeros(len(positions), device=self.device)
+        weights[~positions.masked] = own * reduction_weights(
             reduction or self.reduction,
             rows,
             num_sequences,
             num_tokens=max(num_tokens, 1),
             averaged_over=num_ranks,
         )
+        return weights
 
     def fixed_settings(self) -> dict[str, str]:
         """What a resumed run must share with its checkpoint, by the option's name."""

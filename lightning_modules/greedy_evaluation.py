@@ -1,7 +1,8 @@
-"""Greedy evaluation of every task, the same for all methods."""
+"""Answering prompts, and the greedy evaluation of every task, the same for all methods."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -12,8 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sdft.model.sharding import gathered_weights
 from sdft.rollout.engine_registry import Engine
+from sdft.rollout.in_place import InPlaceEngine
 from sdft.rollout.request import RolloutRequest, SamplingSettings
-from sdft.types import EvaluationBatch
+from sdft.types import EvaluationBatch, Rollout, TokenIds
 
 SCORED_AT_ONCE = 8  # answers; a judge is waited for
 
@@ -31,6 +33,32 @@ class GreedyEvaluation(L.LightningModule):
         super().__init__()
         self._scores: dict[str, list[float]] = {}  # of this rank's rows, by task
         self._evaluation = ExitStack()  # what an evaluation is run in
+        self._beside = InPlaceEngine()  # of models that are not the student
+
+    def generate(
+        self,
+        prompts: Sequence[TokenIds],
+        settings: SamplingSettings,
+        *,
+        seeds: Sequence[int] | None = None,
+        drafts: Sequence[TokenIds] | None = None,
+        model: PreTrainedModel | None = None,
+    ) -> Rollout:
+        """One completion per prompt.
+
+        Args:
+            prompts: B token-id lists.
+            settings: Such as the module's own ``greedy``.
+            seeds: B seeds of the sampling noise; not needed where ``settings`` are greedy.
+            drafts: B guesses of the completions, which may save passes and change nothing else.
+            model: Who answers. None is the student, through the rollout engine; another model,
+                such as a teacher, answers in place.
+        """
+        decode = self.tokenizer.decode
+        request = RolloutRequest(prompts, settings, self.end_ids, seeds, drafts, decode)
+        if model is None:
+            return self.rollout_engine(self.student, request)
+        return self._beside(model, request)
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last evaluation; gather the weights once for all batches, if sharded."""
@@ -57,9 +85,7 @@ class GreedyEvaluation(L.LightningModule):
         self._log_accuracies("test_accuracy")
 
     def _evaluate(self, batch: EvaluationBatch) -> dict[str, list[Any]]:
-        decode = self.tokenizer.decode
-        request = RolloutRequest(batch.prompts, self.greedy, self.end_ids, decode=decode)
-        rollout = self.rollout_engine(self.student, request)
+        rollout = self.generate(batch.prompts, self.greedy)
         answers = self.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
         with ThreadPoolExecutor(SCORED_AT_ONCE) as pool:
             scores = list(pool.map(batch.scorer, answers, batch.rows))

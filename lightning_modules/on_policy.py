@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from lightning_modules.sdft import SDFTModule
 from lightning_modules.sft import REDUCTION, SFTModule
 from sdft.loss.hidden_states import LossPositions
 from sdft.model.teacher_options import TeacherOptions
-from sdft.types import DemonstrationBatch, Rollout
+from sdft.types import DemonstrationBatch, TokenIds
 
 ANOTHER_MODEL: TeacherOptions = {"kind": "model"}
 
@@ -33,12 +33,9 @@ class OnPolicyDistillationModule(SDFTModule):
     def __init__(self, *, teacher: TeacherOptions = ANOTHER_MODEL, **base: Any) -> None:
         super().__init__(teacher=teacher, **base)
 
-    def score_teacher(
-        self, batch: DemonstrationBatch, rollout: Rollout, positions: LossPositions
-    ) -> Tensor:
-        """(N, D) hidden states of the teacher, which reads the prompt alone."""
-        unshown = replace(batch, teacher_prompts=batch.student_prompts)
-        return super().score_teacher(unshown, rollout, positions)
+    def read_by_teacher(self, batch: DemonstrationBatch) -> Sequence[TokenIds]:
+        """B prompts, without a demonstration."""
+        return batch.student_prompts
 
 
 class ReinvokeModule(OnPolicyDistillationModule, SFTModule):
@@ -66,4 +63,4 @@ class ReinvokeModule(OnPolicyDistillationModule, SFTModule):
 
     def imitation_weights(self, hidden: Tensor, positions: LossPositions) -> Tensor:
         """(N,) weight of each target token: SFT's, not those of ``reduction``."""
-        return self.token_weights(positions.rows, positions.num_sequences, REDUCTION)
+        return self.token_weights(positions, REDUCTION)

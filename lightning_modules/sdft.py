@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -24,8 +25,7 @@ from sdft.loss.reductions import effective_sample_size, importance_weights
 from sdft.model.lora import digest
 from sdft.model.teacher import make_teacher
 from sdft.model.teacher_options import TeacherOptions
-from sdft.rollout.request import RolloutRequest
-from sdft.types import DemonstrationBatch, Rollout
+from sdft.types import DemonstrationBatch, Rollout, TokenIds
 
 EMA_TEACHER: TeacherOptions = {"kind": "ema"}
 
@@ -133,13 +133,33 @@ class SDFTModule(ContinualModule):
         return {**super()._backbone(), **others}
 
     def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
-        """The paper's algorithm box."""
+        """One SDFT step: sample, score with teacher and student, return the masked divergence."""
         rollout = self.sample(batch)  # on-policy, no gradient
-        skipped = self.early_mask(rollout)
-        positions = self.loss_positions(rollout, skipped)
+        positions = self.loss_positions(rollout)
         teacher = self.score_teacher(batch, rollout, positions)  # demonstration in context
         student = self.score_student(batch, rollout, positions)  # prompt only
-        weights = self.loss_weights(rollout, positions, skipped, student)
+        return self.loss(batch, rollout, positions, student, teacher)
+
+    def loss(
+        self,
+        batch: DemonstrationBatch,
+        rollout: Rollout,
+        positions: LossPositions,
+        student: Tensor,
+        teacher: Tensor,
+    ) -> Tensor:
+        """The objective with each token's weight: the reduction's, times its importance if asked.
+
+        Args:
+            batch: What was asked.
+            rollout: What the student answered.
+            positions: The N tokens of it that the objective reads.
+            student: (N, D) hidden states, with gradient.
+            teacher: (N, D') hidden states.
+        """
+        weights = self.token_weights(positions)
+        if self.importance_clip is not None:
+            weights = weights * self.importance(rollout, positions, student)
         loss = self.objective(batch, rollout, positions, weights, student, teacher)
         self.clock.lap("student")
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
@@ -154,16 +174,7 @@ class SDFTModule(ContinualModule):
         student: Tensor,
         teacher: Tensor,
     ) -> Tensor:
-        """The weighted divergence of the teacher and the student.
-
-        Args:
-            batch: What was asked.
-            rollout: What the student answered.
-            positions: The N tokens of it that the loss reads.
-            weights: (N,) of these tokens.
-            student: (N, D) hidden states, with gradient.
-            teacher: (N, D') hidden states.
-        """
+        """The sum of weight * divergence over the tokens; arguments as in :meth:`loss`."""
         return distillation_loss(
             student,
             self.student_head,
@@ -178,15 +189,8 @@ class SDFTModule(ContinualModule):
 
     def sample(self, batch: DemonstrationBatch) -> Rollout:
         """One completion per prompt from the student."""
-        request = RolloutRequest(
-            batch.student_prompts,
-            self.sampling,
-            self.end_ids,
-            seeds=self.rollout_seeds(len(batch)),
-            drafts=batch.demonstrations,
-            decode=self.tokenizer.decode,
-        )
-        rollout = self.rollout_engine(self.student, request)
+        seeds, drafts = self.rollout_seeds(len(batch)), batch.demonstrations
+        rollout = self.generate(batch.student_prompts, self.sampling, seeds=seeds, drafts=drafts)
         self.clock.lap("sample")
         self._log_rollout(rollout)
         self.last_rollout = rollout
@@ -202,12 +206,15 @@ class SDFTModule(ContinualModule):
         self, batch: DemonstrationBatch, rollout: Rollout, positions: LossPositions
     ) -> Tensor:
         """(N, D) hidden states of the teacher, the demonstration in its context."""
+        prompts = self.read_by_teacher(batch)
         with self.teacher.scoring(self.student) as model:
-            hidden = self.hidden_states(
-                model, batch.teacher_prompts, rollout.completions, positions
-            )
+            hidden = self.hidden_states(model, prompts, rollout.completions, positions)
         self.clock.lap("teacher")
         return hidden
+
+    def read_by_teacher(self, batch: DemonstrationBatch) -> Sequence[TokenIds]:
+        """B prompts: with the demonstration in context."""
+        return batch.teacher_prompts
 
     def score_student(
         self, batch: DemonstrationBatch, rollout: Rollout, positions: LossPositions
@@ -217,24 +224,14 @@ class SDFTModule(ContinualModule):
             self.student, batch.student_prompts, rollout.completions, positions
         )
 
-    def loss_positions(self, rollout: Rollout, skipped: list[int]) -> LossPositions:
+    def loss_positions(self, rollout: Rollout) -> LossPositions:
         """The N positions the loss reads: a prefix score reads the masked tokens' too."""
-        unread = 0 if self.divergence.prefix_score else skipped
-        return LossPositions.of(rollout.completions, unread, self.device)
-
-    def loss_weights(
-        self, rollout: Rollout, positions: LossPositions, skipped: list[int], student: Tensor
-    ) -> Tensor:
-        """(N,) weight of each position: the reduction's, 0 where masked, times importance."""
-        first = torch.tensor(skipped, device=self.device)
-        bears_loss = positions.offsets >= first[positions.rows]
-        weights = torch.zeros(len(positions), device=self.device)
-        weights[bears_loss] = self.token_weights(
-            positions.rows[bears_loss], positions.num_sequences
+        return LossPositions.of(
+            rollout.completions,
+            self.early_mask(rollout),
+            self.device,
+            keep_masked=self.divergence.prefix_score,
         )
-        if self.importance_clip is None:
-            return weights
-        return weights * self.importance(rollout, positions, student)
 
     def importance(self, rollout: Rollout, positions: LossPositions, student: Tensor) -> Tensor:
         """(N,) clipped ratios of the student's to the sampler's probability of each token."""

@@ -61,4 +61,4 @@ class SFTModule(ContinualModule):
 
     def imitation_weights(self, hidden: Tensor, positions: LossPositions) -> Tensor:
         """(N,) weight of each target token: the reduction's."""
-        return self.token_weights(positions.rows, positions.num_sequences)
+        return self.token_weights(positions)

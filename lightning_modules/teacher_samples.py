@@ -14,7 +14,7 @@ from lightning_modules.options import require
 from lightning_modules.sdft import SDFTModule
 from lightning_modules.sft import SFTModule
 from sdft.model.teacher_options import TeacherOptions
-from sdft.rollout.request import RolloutRequest, SamplingSettings
+from sdft.rollout.request import SamplingSettings
 from sdft.seeds import Stream, mix_seed
 from sdft.types import DemonstrationBatch, Rollout, TokenIds
 
@@ -42,9 +42,9 @@ class TeacherSamples(ContinualModule):
         if self.at_stage_start():
             self.teacher_samples = self.draw_samples()
 
-    def sampling_teacher(self) -> AbstractContextManager[PreTrainedModel]:
-        """The model to draw from, shown the demonstration: the student as the stage starts."""
-        return nullcontext(self.student)
+    def sampling_teacher(self) -> AbstractContextManager[PreTrainedModel | None]:
+        """The model to draw from, shown the demonstration; None for the student as it is."""
+        return nullcontext()
 
     def draw_samples(self) -> dict[RowKey, TokenIds]:
         """A completion for every row the stage will read."""
@@ -54,16 +54,14 @@ class TeacherSamples(ContinualModule):
                 new = [place for place, key in enumerate(keys(batch)) if key not in samples]
                 if new:
                     drawn_for = [keys(batch)[place] for place in new]
-                    request = RolloutRequest(
+                    rollout = self.generate(
                         [batch.teacher_prompts[place] for place in new],
                         self.sampling,
-                        end_ids=self.end_ids,
                         seeds=[self.sample_seed(key) for key in drawn_for],
                         drafts=[batch.demonstrations[place] for place in new],
-                        decode=self.tokenizer.decode,
+                        model=model,
                     )
-                    completions = self.rollout_engine(model, request).completions
-                    samples.update(zip(drawn_for, completions, strict=True))
+                    samples.update(zip(drawn_for, rollout.completions, strict=True))
         return of_all_ranks(samples)
 
     def sample_seed(self, key: RowKey) -> int:
@@ -131,9 +129,10 @@ class OfflineDistillationModule(TeacherSamples, SDFTModule):
         require(importance_clip is None, "importance_clip", importance_clip, "null")
         super().__init__(divergence=divergence, teacher=teacher, **base)
 
-    def sampling_teacher(self) -> AbstractContextManager[PreTrainedModel]:
-        """The teacher, as the stage starts."""
-        return self.teacher.scoring(self.student)
+    def sampling_teacher(self) -> AbstractContextManager[PreTrainedModel | None]:
+        """The teacher as the stage starts; the student, where the teacher starts from it."""
+        same = self.teacher.reset_each_stage or self.teacher.kind == "student"
+        return nullcontext() if same else self.teacher.scoring(self.student)
 
     def sample(self, batch: DemonstrationBatch) -> Rollout:
         """The teacher's completions; their log-probabilities are not kept."""

@@ -32,7 +32,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.folder
     batch = json.loads((folder / "batch.json").read_text(encoding="utf-8"))
-    trainer = make_trainer(folder, ALPHAS[arguments.divergence], batch["num_skipped"])
+    trainer = make_trainer(folder, ALPHAS[arguments.divergence], batch["num_masked"])
     trainer.model.eval()
     loss = trainer.compute_loss(trainer.model, inputs(batch))
     loss.backward()
@@ -41,14 +41,14 @@ def main() -> None:
     print(json.dumps({"loss": loss.item()}))
 
 
-def make_trainer(folder: Path, alpha: float, num_skipped: int) -> SDFTTrainer:
+def make_trainer(folder: Path, alpha: float, num_masked: int) -> SDFTTrainer:
     """A trainer in the saved type with the divergence over all logits and the saved teacher."""
     settings = SDFTConfig(
         output_dir=str(folder / "trl"),
         distillation_mode="full_logits",
         distillation_alpha=alpha,
         distillation_is_clip=None,
-        num_masked_tokens=num_skipped,
+        num_masked_tokens=num_masked,
         num_generations=1,
         temperature=1.0,
         teacher_model_kind="base",

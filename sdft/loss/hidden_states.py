@@ -30,40 +30,46 @@ class LossPositions:
         rows: (N,) index of the sequence each position belongs to.
         offsets: (N,) index of the token within its completion, from 0.
         tokens: (N,) the completion's token there.
+        masked: (N,) whether the token is read, but bears no loss.
         num_sequences: B.
     """
 
     rows: Tensor
     offsets: Tensor
     tokens: Tensor
+    masked: Tensor
     num_sequences: int
 
     @classmethod
     def of(
         cls,
         completions: Sequence[TokenIds],
-        num_skipped: int | Sequence[int] = 0,
+        num_masked: int | Sequence[int] = 0,
         device: torch.device | None = None,
+        *,
+        keep_masked: bool = False,
     ) -> LossPositions:
-        """Every token of every completion but the first ``num_skipped`` of each.
+        """Every token of every completion but the first ``num_masked`` of each.
 
-        The early-token mask touches the loss alone: masked tokens are still read.
+        The early-token mask touches the loss alone: the model still reads masked tokens.
 
         Args:
             completions: B token-id lists.
-            num_skipped: One number for all completions, or one for each.
+            num_masked: One number for all completions, or one for each.
             device: Where the tensors live.
+            keep_masked: Keep the masked tokens, marked as such.
         """
-        if isinstance(num_skipped, int):
-            num_skipped = [num_skipped] * len(completions)
+        if isinstance(num_masked, int):
+            num_masked = [num_masked] * len(completions)
         flat = [
-            (row, offset, token)
-            for row, (completion, skipped) in enumerate(zip(completions, num_skipped, strict=True))
+            (row, offset, token, offset < masked)
+            for row, (completion, masked) in enumerate(zip(completions, num_masked, strict=True))
             for offset, token in enumerate(completion)
-            if offset >= skipped
+            if keep_masked or offset >= masked
         ]
-        columns = torch.tensor(flat, dtype=torch.long, device=device).reshape(-1, 3).T
-        return cls(columns[0], columns[1], columns[2], len(completions))
+        columns = torch.tensor(flat, dtype=torch.long, device=device).reshape(-1, 4).T
+        rows, offsets, tokens, is_masked = columns
+        return cls(rows, offsets, tokens, is_masked.bool(), len(completions))
 
     def gather(self, values: Sequence[Sequence[float]]) -> Tensor:
         """(N,) of B lists with one value per completion token those that stand here."""
@@ -187,6 +193,7 @@ def _parts(
                 rows=positions.rows[inside] - rows.start,
                 offsets=positions.offsets[inside],
                 tokens=positions.tokens[inside],
+                masked=positions.masked[inside],
                 num_sequences=rows.stop - rows.start,
             ),
         )

@@ -12,6 +12,7 @@ from callbacks import CapabilityTracker
 from sdft.evaluation.capabilities.suites import SUITES, get_suite
 from sdft.model.head import VocabularyHead
 from sdft.rollout.in_place import sample
+from sdft.rollout.request import RolloutRequest
 from sdft.seeds import seeded
 from sdft.tasks.rows import read_rows
 from tests.child_runs import write_config
@@ -32,7 +33,12 @@ CHOSEN = ("hellaswag", "truthfulqa_mc1", "mmlu", "winogrande", "arc_easy")
 @pytest.fixture
 def subject(tiny) -> Subject:
     head = VocabularyHead.of(tiny.model)
-    return Subject(tiny.model, head, tiny.tokenizer, sample, tiny.end_ids)
+    decode = tiny.tokenizer.decode
+
+    def generate(prompts, settings):
+        return sample(tiny.model, RolloutRequest(prompts, settings, tiny.end_ids, decode=decode))
+
+    return Subject(tiny.model, head, tiny.tokenizer, generate)
 
 
 def choice_rows(count):

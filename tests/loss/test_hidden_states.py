@@ -19,7 +19,7 @@ def test_hidden_states_give_the_logits_that_predict_each_completion_token(tiny):
 
 
 def test_skipped_tokens_carry_no_loss_but_are_still_read(tiny):
-    positions = LossPositions.of(COMPLETIONS, num_skipped=2)
+    positions = LossPositions.of(COMPLETIONS, num_masked=2)
     assert positions.tokens.tolist() == [22, 26, 27, 0]
     assert positions.rows.tolist() == [0, 2, 2, 2]
     everything = LossPositions.of(COMPLETIONS)
@@ -30,7 +30,7 @@ def test_skipped_tokens_carry_no_loss_but_are_still_read(tiny):
 
 
 def test_no_position_at_all_gives_an_empty_tensor_with_a_graph(tiny):
-    positions = LossPositions.of([[1], [2, 3]], num_skipped=3)
+    positions = LossPositions.of([[1], [2, 3]], num_masked=3)
     hidden = completion_hidden_states(tiny.model, PROMPTS[:2], [[1], [2, 3]], positions)
     assert hidden.shape == (0, 32)
     assert hidden.requires_grad
@@ -56,6 +56,6 @@ def test_rows_of_very_different_lengths_are_read_apart_with_the_same_result(tiny
 
 
 def test_each_completion_may_skip_a_number_of_its_own():
-    positions = LossPositions.of(COMPLETIONS, num_skipped=[1, 5, 0])
+    positions = LossPositions.of(COMPLETIONS, num_masked=[1, 5, 0])
     assert positions.tokens.tolist() == [21, 22, 24, 25, 26, 27, 0]
     assert positions.rows.tolist() == [0, 0, 2, 2, 2, 2, 2]

@@ -61,7 +61,7 @@ def test_activation_checkpointing_changes_neither_rollout_nor_loss_nor_gradient(
 
 
 def test_every_row_comes_back_in_its_place(tiny):
-    positions = LossPositions.of(ANSWERS, num_skipped=2)  # some rows have no position left
+    positions = LossPositions.of(ANSWERS, num_masked=2)  # some rows have no position left
     whole = hidden_states_in_parts(tiny.model, PROMPTS, ANSWERS, positions, None)
     parts = hidden_states_in_parts(tiny.model, PROMPTS, ANSWERS, positions, 2)
     assert len(parts) == len(positions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sdft.loss.hidden_states import LossPositions, completion_hidden_states
 from sdft.model.head import VocabularyHead
-from sdft.rollout.engine_registry import Engine
-from sdft.rollout.request import RolloutRequest, SamplingSettings
+from sdft.rollout.request import SamplingSettings
 from sdft.tasks.encoding import Encoder
-from sdft.types import Message, TokenIds
+from sdft.types import Message, Rollout, TokenIds
 
 Scored = tuple[tuple[str, str], TokenIds, TokenIds]  # texts, context, continuation
 
@@ -32,15 +31,13 @@ class Subject:
         model: Causal language model; its weights are read in place.
         head: Its output head.
         tokenizer: Its tokenizer, with a chat template.
-        engine: Computes completions.
-        end_ids: Tokens that end a completion.
+        generate: Completes B prompts as the settings say.
     """
 
     model: PreTrainedModel
     head: VocabularyHead
     tokenizer: PreTrainedTokenizerBase
-    engine: Engine
-    end_ids: frozenset[int]
+    generate: Callable[[Sequence[TokenIds], SamplingSettings], Rollout]
 
 
 class InMemoryLM(TemplateLM):  # type: ignore[misc]
@@ -150,9 +147,7 @@ class InMemoryLM(TemplateLM):  # type: ignore[misc]
     def _answers(self, questions: Sequence[str], settings: SamplingSettings) -> list[str]:
         chats = ([Message(role="user", content=question)] for question in questions)
         prompts = [self._encoder.encode_chat(chat) for chat in chats]
-        decode, end_ids = self._tokenizer.decode, self._subject.end_ids
-        request = RolloutRequest(prompts, settings, end_ids, decode=decode)
-        rollout = self._subject.engine(self._subject.model, request)
+        rollout = self._subject.generate(prompts, settings)
         texts = self._tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
         return [_before(text, settings.stop_strings) for text in texts]
 
