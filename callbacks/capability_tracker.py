@@ -33,8 +33,9 @@ class CapabilityTracker(L.Callback):
     Args:
         suites: Any of hellaswag, truthfulqa_mc1, mmlu, ifeval, winogrande, humaneval, arc_easy and
             arc_challenge; null for the first five, which run no code.
-        folder: Local rows, in ``<folder>/suite_<name>/test.jsonl``; null takes the harness's own
-            tasks with their rows from the Hugging Face hub.
+        folder: Local rows, in ``<folder>/suite_<name>/test.jsonl``; ``fetched`` for the public
+            rows that ``sdft fetch`` or the first run brings; null takes the harness's own tasks
+            with their rows from the Hugging Face hub.
         num_rows: Rows of each suite (with the hub's MMLU: of each subject); null for all.
         batch_size: Requests read or answered at a time.
         max_generated_tokens: Longest answer where a suite allows longer ones (IFEval 1280); null

@@ -30,6 +30,7 @@ from callbacks import (
     StageExport,
     StopOnSignal,
 )
+from command_line.fetch_data import fetch_main
 from command_line.renamed_keys import refuse_renamed
 from command_line.shipped_configs import CONFIGS, with_shipped_configs
 from command_line.trainer_settings import check_trainer, settle_loggers, suited_callbacks
@@ -231,5 +232,8 @@ def main(args: list[str] | None = None) -> ContinualCLI:
 
 
 def run() -> None:
-    """The console command: its exit code is 0 unless something ended it."""
-    main()
+    """The console command: ``fetch`` brings data, all else is LightningCLI's."""
+    if sys.argv[1:2] == ["fetch"]:
+        fetch_main(sys.argv[2:])
+    else:
+        main()

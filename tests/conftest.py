@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
 
 from sdft.model.pretrained import LoadedModel, load_model
+from sdft.tasks.sources import MIRROR_VARIABLE, description
 from sdft.types import Demonstration
+from tests.public_files import served, write_public_files
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)
@@ -48,6 +52,22 @@ def row() -> Demonstration:
         answer="x",
         context="An article with {one} brace.",
     )
+
+
+@pytest.fixture
+def public_data(tmp_path, monkeypatch) -> Iterator[ThreadingHTTPServer]:
+    """A server with made-up files in place of every public data set's, and an empty cache.
+
+    ``web`` is the folder it serves, ``descriptions`` where these files are described.
+    """
+    web, folder = tmp_path / "web", tmp_path / "descriptions"
+    write_public_files(web, folder)
+    monkeypatch.setattr(description, "DESCRIPTIONS", folder)
+    monkeypatch.setenv("SDFT_CACHE", str(tmp_path / "cache"))
+    with served(web) as server:
+        server.web, server.descriptions = web, folder
+        monkeypatch.setenv(MIRROR_VARIABLE, f"http://127.0.0.1:{server.server_port}")
+        yield server
 
 
 def write_rows(path: Path, rows: list[dict]) -> Path:

@@ -206,7 +206,7 @@ def _cached(name: str, write: Callable[[Path], None]) -> Path:
 
     Processes that ask at the same time wait for the first one.
     """
-    root = _cache()
+    root = cache_directory()
     directory = root / name
     if not directory.is_dir():
         with FileLock(root / f"{name}.lock"):
@@ -216,7 +216,7 @@ def _cached(name: str, write: Callable[[Path], None]) -> Path:
     return directory
 
 
-def _cache() -> Path:
+def cache_directory() -> Path:
     """The folder that the environment variable SDFT_CACHE names, or ``~/.cache/sdft``.
 
     It is made for this user alone; one that anybody may write to is refused, since whoever puts a

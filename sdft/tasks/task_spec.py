@@ -11,9 +11,11 @@ from sdft.scorers.scorer_registry import get_scorer
 from sdft.tasks.generated import GENERATORS, SPLITS, Split
 from sdft.tasks.hub import check_columns
 from sdft.tasks.prompting import TEACHER_CONTEXTS
+from sdft.tasks.sources import read_description
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
-_PATH_ONLY = ("path_where", "context_field")
+_SOURCES = ("generator", "path", "source", "hub_id")
+_FOLDER_ONLY = ("path_where", "context_field")
 _HUB_ONLY = ("revision", "config_name", "columns", "where", "splits")
 
 
@@ -21,8 +23,7 @@ _HUB_ONLY = ("revision", "config_name", "columns", "where", "splits")
 class TaskSpec:
     """Where a task's rows come from and how its completions are scored.
 
-    Give one source: ``generator``, ``path``, ``hub_id``, or ``path`` and ``hub_id``, where the
-    folder is used if it exists and the hub if not.
+    Give one of ``generator``, ``path``, ``source`` and ``hub_id``.
 
     Args:
         name: The task's name in metrics, files and figures: at most 100 letters, digits, ``_``,
@@ -33,6 +34,9 @@ class TaskSpec:
         generator_options: Options of the generator, such as ``num_entities`` of new_facts.
         path: A folder with train.jsonl, validation.jsonl and, if wanted, test.jsonl; relative to
             the working directory.
+        source: A public data set by the name of its description in ``sdft/tasks/sources``, such as
+            ``banking77``, or the path of a description of your own. It is fetched, checked and
+            converted at its first use, and read from the cache from then on.
         hub_id: A data set on the Hugging Face hub, such as ``PolyAI/banking77``.
         revision: The hub data set's branch, tag or commit.
         config_name: The hub data set's configuration.
@@ -47,9 +51,9 @@ class TaskSpec:
             generated task, how many to make; None makes 512.
         num_validation: The same for validation rows; None makes 64.
         num_test: The same for test rows; None makes 64.
-        path_where: A Jinja expression over the folder's rows (id, prompt, demonstration, answer,
-            context and meta), such as ``answer in ["yes", "no"]``; rows for which it does not
-            hold are left out. None keeps all.
+        path_where: A Jinja expression over the rows of a path or source (id, prompt,
+            demonstration, answer, context and meta), such as ``answer in ["yes", "no"]``; rows
+            for which it does not hold are left out. None keeps all.
         context_field: Dotted path of the value in a JSON Lines row that only the teacher may
             read, such as ``meta.document``. None takes the field ``context``.
         teacher_context: What the teacher is shown of this task's rows: demonstration, context or
@@ -70,6 +74,7 @@ class TaskSpec:
     generator: str | None = None
     generator_options: dict[str, int] | None = None
     path: str | None = None
+    source: str | None = None
     hub_id: str | None = None
     revision: str | None = None
     config_name: str | None = None
@@ -114,21 +119,22 @@ class TaskSpec:
             raise ValueError(f"task {self.name!r}: {error}") from error
 
     def _check_source(self) -> None:
-        if self.generator is None and self.path is None and self.hub_id is None:
+        given = [name for name in _SOURCES if getattr(self, name) is not None]
+        if len(given) != 1:
             raise ValueError(
-                f"task {self.name!r} has no source; give it a generator, a path or a hub_id"
+                f"task {self.name!r} has {' and '.join(given) or 'no rows'}: give it one of "
+                f"{', '.join(_SOURCES)}"
             )
-        if self.generator is None:
-            return
-        if self.path is not None or self.hub_id is not None:
-            raise ValueError(
-                f"task {self.name!r} has two sources: a generator and a path or hub_id; keep one"
-            )
-        if self.generator not in GENERATORS:
+        if self.generator is not None and self.generator not in GENERATORS:
             raise ValueError(
                 f"task {self.name!r}: unknown generator {self.generator!r}; "
                 f"use one of {', '.join(GENERATORS)}"
             )
+        if self.source is not None:
+            try:
+                read_description(self.source)
+            except ValueError as error:
+                raise ValueError(f"task {self.name!r}: {error}") from error
 
     def _check_options(self) -> None:
         self._check_effects()
@@ -152,25 +158,15 @@ class TaskSpec:
     def _check_effects(self) -> None:
         given = {option for option, value in vars(self).items() if value is not None}
         unused = [option for option in _HUB_ONLY if option in given and self.hub_id is None]
-        unused += [option for option in _PATH_ONLY if option in given and self.path is None]
+        if not {"path", "source"} & given:
+            unused += [option for option in _FOLDER_ONLY if option in given]
         if self.generator_options is not None and self.generator is None:
             unused.append("generator_options")
         if unused:
             raise ValueError(
                 f"task {self.name!r}: {', '.join(unused)} would have no effect: "
-                f"{', '.join(_PATH_ONLY)} belong to a path, {', '.join(_HUB_ONLY)} to a hub_id, "
-                "generator_options to a generator"
-            )
-        if self.path_where is not None and self.hub_id is not None and self.where is None:
-            raise ValueError(
-                f"task {self.name!r}: path_where holds for the folder alone; give where too, so "
-                "that the hub's rows are filtered as well"
-            )
-        hub_has_context = self.hub_id is None or "context" in (self.columns or {})
-        if self.context_field is not None and not hub_has_context:
-            raise ValueError(
-                f"task {self.name!r}: context_field holds for the folder alone; "
-                "map 'context' in columns too, so that the hub's rows have one as well"
+                f"{', '.join(_FOLDER_ONLY)} belong to a path or source, {', '.join(_HUB_ONLY)} to "
+                "a hub_id, generator_options to a generator"
             )
 
     def _check_splits(self) -> None:

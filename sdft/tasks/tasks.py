@@ -1,8 +1,8 @@
 """A task: its rows in three splits, and the scorer of its completions.
 
-Rows come from a generator, from a folder of JSON Lines files, or from the Hugging Face hub. All
-of them are checked when the task is loaded, the gold answers against the scorer too, so that a
-bad row stops a run before it starts.
+Rows come from a generator, a folder of JSON Lines files, a public data set or the Hugging Face hub.
+All of them are checked when the task is loaded, the gold answers against the scorer too, so that
+a bad row stops a run before it starts.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from sdft.scorers.scorer_registry import SCORER_OF_SCORING, SCORERS, Scorer, get
 from sdft.tasks.generated import SPLITS, Split, generate
 from sdft.tasks.hub import kept_indices, load_hub_split, matching, rows_from_dataset
 from sdft.tasks.rows import check_unique_ids, read_rows
+from sdft.tasks.sources import FetchError, fetched
 from sdft.tasks.task_spec import TaskSpec
 from sdft.types import Demonstration
 
@@ -87,6 +88,7 @@ def load_task(spec: TaskSpec, seed: int = 0) -> Task:
         FileNotFoundError: The folder, or a file it must have, does not exist.
         ValueError: A bad row, a gold answer that does not suit the scorer, fewer rows than
             asked for, or no scorer.
+        FetchError: A public data set could not be fetched, or is not what it must be.
         RuntimeError: The hub data set could not be loaded.
     """
     splits, source = _load_splits(spec, seed)
@@ -134,17 +136,25 @@ def _load_splits(spec: TaskSpec, seed: int) -> tuple[Splits, str]:
             _generated_splits(spec, spec.generator, seed),
             f"made by the generator {spec.generator!r} with seed {seed}",
         )
-    folder = None if spec.path is None else Path(spec.path)
-    if folder is not None and (folder.is_dir() or spec.hub_id is None):
-        passed_over = "" if spec.hub_id is None else f"; not from the hub data set {spec.hub_id!r}"
-        return _folder_splits(spec, folder, seed), f"read from the folder {folder}{passed_over}"
+    if spec.path is not None:
+        folder = Path(spec.path)
+        return _folder_splits(spec, folder, seed), f"read from the folder {folder}"
+    if spec.source is not None:
+        return _fetched_splits(spec, spec.source, seed)
     assert spec.hub_id is not None  # a spec without any source is refused when it is made
-    passed_over = "" if folder is None else f", for the folder {folder} does not exist"
     revision = "its newest revision" if spec.revision is None else f"revision {spec.revision}"
     return (
         _hub_splits(spec, spec.hub_id, seed),
-        f"read from the hub data set {spec.hub_id!r} at {revision}{passed_over}",
+        f"read from the hub data set {spec.hub_id!r} at {revision}",
     )
+
+
+def _fetched_splits(spec: TaskSpec, source: str, seed: int) -> tuple[Splits, str]:
+    try:
+        folder = fetched(source)
+    except FetchError as error:
+        raise FetchError(f"task {spec.name!r}: {error}") from error
+    return _folder_splits(spec, folder, seed), f"the public data set {folder.name}"
 
 
 def _generated_splits(spec: TaskSpec, generator: str, seed: int) -> Splits:

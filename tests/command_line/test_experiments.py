@@ -5,23 +5,23 @@ import shlex
 
 import pytest
 import yaml
-from datasets import Dataset
 
 from benchmarks.sweep import commands
 from callbacks import CapabilityTracker, PassAtK
-from sdft.scorers.judge import Judge
-from sdft.tasks.hub import rows_from_dataset
-from sdft.tasks.task_spec import TaskSpec
 from tests.child_runs import run
-from tests.conftest import REPOSITORY, SHARED_DATA
+from tests.conftest import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
-PAPER = ["science", "tool_use", "pubmedqa", "knowledge", "three_tasks"]
+PAPER = [
+    *("science", "science_authors", "tool_use", "tool_use_authors"),
+    *("pubmedqa", "medical", "knowledge", "three_tasks"),
+]
 SMALL = ["science", "tool_use", "medical", "knowledge", "knowledge_generated", "three_tasks"]
 EXPERIMENTS = [
     (CONFIGS / "quickstart.yaml",),
     (CONFIGS / "smollm2" / "quickstart_longer.yaml",),
     (CONFIGS / "smollm2" / "three_public_tasks.yaml",),
+    (CONFIGS / "smollm2" / "clinc_snips_banking.yaml",),
     tuple(
         CONFIGS / "smollm2" / f"{name}.yaml" for name in ("small", "short_knowledge", "biographies")
     ),
@@ -30,25 +30,24 @@ EXPERIMENTS = [
 ]
 KNOWLEDGE = CONFIGS / "smollm2" / "knowledge.yaml"
 
-needs_rows = pytest.mark.skipif(
-    not SHARED_DATA.is_dir(), reason="the shared data sets are not beside the repository"
-)
-
 
 def read(path):
     return yaml.safe_load(path.read_text("utf-8"))
 
 
-def dry_run(tmp_path, *configs, command="fit"):
-    """Run with two rows a split and two tokens a completion; the run's folder."""
+def dry_run(tmp_path, data_server, *configs, command="fit"):
+    """Run with two fetched rows a split and two tokens a completion; the run's folder."""
     (tasks,) = [
         data["tasks"] for path in configs if "tasks" in (data := read(path).get("data", {}))
     ]
     few = {"num_train": 2, "num_validation": 2, "num_test": 2}
     for task in tasks:
         task |= few
-        if "path" in task:
-            task["path"] = str((REPOSITORY / task["path"]).resolve())
+        if "judge" in task:
+            task["judge"] |= {
+                "url": f"http://127.0.0.1:{data_server.server_port}/v1",
+                "cache": str(tmp_path / "verdicts.jsonl"),
+            }
     overlay = {
         "model": {
             "class_path": "lightning_modules.SDFTModule",
@@ -74,15 +73,15 @@ def dry_run(tmp_path, *configs, command="fit"):
 
 
 def num_steps(task, data):
-    """Optimizer steps of a task's stage; of a folder with a filter, those of all its rows."""
+    """Optimizer steps of a task's stage; of a source with a filter, those of all its rows."""
     rows = task.get("num_train")
     if rows is None:
-        rows = len((REPOSITORY / task["path"] / "train.jsonl").read_text("utf-8").splitlines())
+        described = read_description(task["source"]).splits
+        rows = described["train"].rows if described else 4000  # the others are larger
     examples = data.get("examples_per_stage") or rows * data.get("epochs_per_stage", 1)
     return -(-examples // data.get("batch_size", 32))
 
 
-@needs_rows
 @pytest.mark.parametrize(
     "configs", EXPERIMENTS, ids=[f"{path.parent.name}-{path.stem}" for *_, path in EXPERIMENTS]
 )
@@ -96,12 +95,11 @@ def test_no_stage_of_an_experiment_is_all_warm_up(configs):
 
 
 @pytest.mark.slow
-@needs_rows
 @pytest.mark.parametrize(
     "configs", EXPERIMENTS, ids=[f"{path.parent.name}-{path.stem}" for *_, path in EXPERIMENTS]
 )
-def test_an_experiment_runs(configs, tmp_path):
-    record = json.loads((dry_run(tmp_path, *configs) / "retention.json").read_text())
+def test_an_experiment_runs(configs, tmp_path, public_data):
+    record = json.loads((dry_run(tmp_path, public_data, *configs) / "retention.json").read_text())
     names = [task["name"] for task in read(configs[-1])["data"]["tasks"]]
     assert record["tasks"] == names
     assert len(record["rows"]) == len(names) + 1
@@ -109,39 +107,24 @@ def test_an_experiment_runs(configs, tmp_path):
 
 
 @pytest.mark.slow
-@needs_rows
 @pytest.mark.parametrize("name", ["article_only", "answer_only", "oracle_rag"])
-def test_a_teacher_context_is_put_behind_a_knowledge_experiment(name, tmp_path):
+def test_a_teacher_context_is_put_behind_a_knowledge_experiment(name, tmp_path, public_data):
     overlay = CONFIGS / "knowledge" / f"{name}.yaml"
     command = "validate" if name == "oracle_rag" else "fit"
-    dry_run(tmp_path, CONFIGS / "smollm2" / "small.yaml", KNOWLEDGE, overlay, command=command)
+    configs = (CONFIGS / "smollm2" / "small.yaml", KNOWLEDGE, overlay)
+    dry_run(tmp_path, public_data, *configs, command=command)
     printed = (tmp_path / "log").read_text()
     assert "accuracy" in printed
 
 
 def test_every_configuration_of_the_experiments_is_tried():
     tried = {path for configs in EXPERIMENTS for path in configs}
-    elsewhere = {"medical", "one_h200", "sweep_skills", "sweep_knowledge"}
+    elsewhere = {"one_h200", "sweep_skills", "sweep_knowledge"}
     assert set((CONFIGS / "paper").glob("*.yaml")) - tried == {
         CONFIGS / "paper" / f"{name}.yaml" for name in elsewhere
     }
     small = {path.name for path in (CONFIGS / "smollm2").glob("*.yaml")}
-    assert small - {path.name for path in tried} == {
-        "clinc_snips_banking.yaml",
-        "quickstart_lora.yaml",
-    }
-
-
-def test_medical_questions_from_the_hub_become_rows_for_the_judge(tmp_path):
-    (task,) = read(CONFIGS / "paper" / "medical.yaml")["data"]["tasks"]
-    judge = Judge(**task.pop("judge"), cache=str(tmp_path / "verdicts.jsonl"))
-    spec = TaskSpec(**task, judge=judge)
-    columns = {"Question": ["What is it?"], "Complex_CoT": ["Well {x}."], "Response": ["Gout."]}
-    (row,) = rows_from_dataset(
-        Dataset.from_dict(columns), [0], spec.name, "train", spec.columns, needs_demonstration=True
-    )
-    assert row.demonstration == "Well {x}.\n\nGout."
-    assert row.answer == "Gout."
+    assert small - {path.name for path in tried} == {"quickstart_lora.yaml"}
 
 
 def test_adapters_behind_the_papers_model_are_options_of_the_module():
@@ -163,12 +146,13 @@ def test_every_point_of_a_sweep_is_a_command_of_its_own(grid, num_points, tmp_pa
     assert all(option in log.read_text() for option in expected)
 
 
-@needs_rows
-def test_capabilities_from_local_rows_are_an_option_away():
+def test_capabilities_from_fetched_rows_are_an_option_away(public_data):
     pytest.importorskip("lm_eval", reason="lm-eval is not installed: requirements-evaluation.txt")
     for name in ("local", "hub", "two_suites"):
         (callback,) = read(CONFIGS / "capabilities" / f"{name}.yaml")["trainer"]["callbacks+"]
-        options = {**callback["init_args"], "folder": str(SHARED_DATA), "num_rows": 1}
+        options = {**callback["init_args"], "num_rows": 1}
+        if name == "hub":  # of these, the harness has rows on the hub alone
+            options |= {"folder": "fetched", "suites": ["hellaswag", "mmlu"]}
         assert CapabilityTracker(**options).suites
 
 

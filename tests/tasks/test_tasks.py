@@ -167,6 +167,7 @@ HUB = {
     "columns": {"prompt": "{{ q }}?", "demonstration": "a", "answer": "a", "context": "doc"},
     "splits": {"train": "train[:4]", "validation": "train[4:6]"},
 }
+ON_HUB = {"path": None, "hub_id": "a/b"}
 
 
 @pytest.fixture
@@ -192,15 +193,6 @@ def test_a_hub_set_is_loaded_through_its_mapping(hub_set):
     assert task.source == f"read from the hub data set '{hub_set}' at its newest revision"
 
 
-def test_the_folder_is_preferred_to_the_hub_and_the_source_says_so(folder, hub_set):
-    with_folder = load_task(spec(folder, hub_id=hub_set, **HUB))
-    assert ids(with_folder.validation) == [f"validation-{index}" for index in range(5)]
-    assert f"not from the hub data set '{hub_set}'" in with_folder.source
-    without_folder = load_task(spec("no/such", hub_id=hub_set, **HUB))
-    assert len(without_folder.train) == 4
-    assert "the folder no/such does not exist" in without_folder.source
-
-
 def test_a_hub_task_without_a_test_split_has_no_test_rows_to_ask_for(hub_set):
     with pytest.raises(ValueError, match="num_test asks for 2 rows, but there are 0"):
         load_task(TaskSpec("mine", scorer="exact_label", hub_id=hub_set, num_test=2, **HUB))
@@ -220,8 +212,10 @@ def test_an_empty_hub_split_is_an_error(hub_set):
         ({"name": "a" * 101}, "task name 'a+ cannot name files; use at most 100"),
         ({"name": ".."}, "task name '..'"),
         ({"name": "mine\n"}, "task name"),
-        ({"path": None}, "'mine' has no source; give it a generator, a path or a hub_id"),
-        ({"generator": "routing"}, "'mine' has two sources"),
+        ({"path": None}, "'mine' has no rows: give it one of generator, path, source, hub_id"),
+        ({"generator": "routing"}, "'mine' has generator and path: give it one of"),
+        ({"source": "banking77"}, "'mine' has path and source: give it one of"),
+        ({"hub_id": "a/b"}, "'mine' has path and hub_id: give it one of"),
         ({"path": None, "generator": "rooting"}, "unknown generator 'rooting'; use .*routing"),
         ({"scorer": "f1"}, "unknown scorer 'f1'"),
         ({"num_train": 0}, "num_train is 0; use 1 or more"),
@@ -229,11 +223,10 @@ def test_an_empty_hub_split_is_an_error(hub_set):
         ({"revision": "main", "splits": {}}, "revision, splits would have no effect"),
         ({"path": None, "generator": "routing", "context_field": "x"}, "context_field would have"),
         ({"path": None, "hub_id": "a/b", "path_where": "1"}, "path_where would have no effect"),
-        ({"hub_id": "a/b", "path_where": "1"}, "path_where holds for the folder alone"),
-        ({"hub_id": "a/b", "context_field": "meta.x"}, "map 'context' in columns too"),
-        ({"hub_id": "a/b", "splits": {"train": "train"}}, "must name train and validation"),
-        ({"hub_id": "a/b", "splits": {**HUB["splits"], "dev": "x"}}, "splits names .*dev"),
-        ({"hub_id": "a/b", "columns": {"prompt": "q"}}, "is not mapped"),
+        ({**ON_HUB, "context_field": "meta.x"}, "context_field would have no effect"),
+        ({**ON_HUB, "splits": {"train": "train"}}, "must name train and validation"),
+        ({**ON_HUB, "splits": {**HUB["splits"], "dev": "x"}}, "splits names .*dev"),
+        ({**ON_HUB, "columns": {"prompt": "q"}}, "is not mapped"),
     ],
 )
 def test_an_unusable_spec_is_an_error_when_it_is_made(options, message):

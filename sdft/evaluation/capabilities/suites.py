@@ -13,8 +13,10 @@ from typing import Any
 
 from sdft.evaluation.capabilities import human_eval
 from sdft.tasks.rows import read_rows
+from sdft.tasks.sources import fetched
 from sdft.types import Demonstration
 
+FETCHED = Path("fetched")  # in place of a folder: the public rows, brought where they are not there
 Doc = dict[str, Any]
 
 SENTENCE_INSTRUCTIONS = frozenset(
@@ -46,14 +48,15 @@ class Suite:
         """The local rows.
 
         Args:
-            folder: Holds ``suite_<name>/test.jsonl``.
+            folder: Holds ``suite_<name>/test.jsonl``; :data:`FETCHED` for the public rows.
             num_rows: How many to keep, the first ones; None keeps all.
 
         Raises:
             FileNotFoundError: There is no such file.
             ValueError: A row is not as the suite needs it.
         """
-        path = folder / f"suite_{self.name}" / "test.jsonl"
+        name = f"suite_{self.name}"
+        path = (fetched(name) if folder == FETCHED else folder / name) / "test.jsonl"
         docs = []
         for row in read_rows(path, self.name, needs_demonstration=False)[:num_rows]:
             try:
