@@ -8,6 +8,7 @@ import yaml
 
 from benchmarks.sweep import commands
 from callbacks import CapabilityTracker, PassAtK
+from sdft.tasks.sources import read_description
 from tests.child_runs import run
 from tests.conftest import REPOSITORY
 
