@@ -2,9 +2,10 @@
 
     python benchmarks/memory.py [--quick] [--divergence NAME] [--threads N] [--trl_python PATH]
 
-Three ways from the same hidden states to the same gradients:
+Four ways from the same hidden states to the same gradients:
 
-- ours: `sdft.loss.distillation.distillation_loss`;
+- ours: `sdft.loss.distillation.distillation_loss`, the divergence's gradient in closed form;
+- autograd: the same with a divergence that has its values only, so that autograd runs per tile;
 - naive: project all rows, log_softmax both, `kl_div`, sum, backward;
 - trl: TRL's own full-vocabulary loss on projected logits, in TRL's interpreter where one is given.
 
@@ -16,8 +17,8 @@ counts allocator slack. Buffers inside the matrix-product library are not PyTorc
 peak of a fresh process is printed beside, as a check that nothing large hides there. The naive
 ways allocate their gradients after their peak, so that subtracting those flatters them.
 
-Time is forward plus backward, ours and naive taking turns; `time_ratio` is the median over the
-pairs by the clock on the wall. CPU-seconds stand beside it: unlike the clock they do not count
+Time is forward plus backward, each of the first two ways taking turns with naive; `time_ratio` is
+the median over the pairs by the clock on the wall. CPU-seconds stand beside it: unlike the clock they do not count
 what else runs on the machine. Every case runs in a process of its own.
 """
 
@@ -40,6 +41,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from sdft.loss.distillation import distillation_loss
 from sdft.loss.divergence_registry import make_divergence
+from sdft.loss.divergences import Divergence
 from sdft.model.head import VocabularyHead
 
 VOCABULARIES = (32_768, 49_152, 152_064, 262_144)
@@ -47,8 +49,27 @@ QUICK_VOCABULARIES = (49_152,)
 QUICK_PAIRS = 2
 NUM_ROWS = 1024
 WIDTH = 576
+TILED = ("ours", "autograd")
 ALPHAS = {"forward_kl": 0.0, "reverse_kl": 1.0}
 Loss = Callable[[], Tensor]
+
+
+class ByAutograd(Divergence):
+    """A KL as anybody would write it: autograd differentiates it tile by tile."""
+
+    def __init__(self, name: str) -> None:
+        self.reverse = name == "reverse_kl"
+
+    def values(self, student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor) -> Tensor:
+        """KL(teacher || student), or the reverse one."""
+        student_log, teacher_log = student_logits.log_softmax(-1), teacher_logits.log_softmax(-1)
+        return full_kl(student_log, teacher_log, self.reverse)
+
+
+def full_kl(student_log: Tensor, teacher_log: Tensor, reverse: bool) -> Tensor:
+    """The library's KL at each row of two (n, V) tables of log-probabilities."""
+    below, above = (teacher_log, student_log) if reverse else (student_log, teacher_log)
+    return functional.kl_div(below, above, reduction="none", log_target=True).sum(-1)
 
 
 class Setting:
@@ -73,7 +94,14 @@ class Setting:
         return self.hidden, self.student_layer.weight
 
     def ours(self) -> Tensor:
-        """The tiled loss."""
+        """The tiled loss with the divergence's closed form."""
+        return self._tiled(make_divergence(self.divergence))
+
+    def autograd(self) -> Tensor:
+        """The tiled loss with autograd in every tile."""
+        return self._tiled(ByAutograd(self.divergence))
+
+    def _tiled(self, divergence: Divergence) -> Tensor:
         return distillation_loss(
             self.hidden,
             VocabularyHead(self.student_layer),
@@ -81,7 +109,7 @@ class Setting:
             VocabularyHead(self.teacher_layer),
             tokens=self.tokens,
             weights=self.weights,
-            divergence=make_divergence(self.divergence),
+            divergence=divergence,
         ).loss
 
     def naive(self) -> Tensor:
@@ -89,10 +117,8 @@ class Setting:
         student_log = self.student_layer(self.hidden).log_softmax(-1)
         with torch.no_grad():
             teacher_log = self.teacher_layer(self.teacher_hidden).log_softmax(-1)
-        reverse = self.divergence == "reverse_kl"
-        below, above = (teacher_log, student_log) if reverse else (student_log, teacher_log)
-        terms = functional.kl_div(below, above, reduction="none", log_target=True)
-        return (terms.sum(-1) * self.weights).sum()
+        values = full_kl(student_log, teacher_log, self.divergence == "reverse_kl")
+        return (values * self.weights).sum()
 
     def trl(self) -> Tensor:
         """Both models' logits in full, and TRL's loss on them."""
@@ -189,11 +215,11 @@ def measure_memory(setting: Setting, way: str) -> dict[str, float]:
     return {"allocated": peak_units(setting, loss), **found}
 
 
-def measure_time(setting: Setting, num_pairs: int) -> dict[str, float]:
-    """Medians over pairs of ours / naive, after one unmeasured pair."""
+def measure_time(setting: Setting, way: str, num_pairs: int) -> dict[str, float]:
+    """Medians over pairs of one way / naive, after one unmeasured pair."""
     pairs = []
     for _ in range(num_pairs + 1):
-        *ours, our_loss = step(setting, setting.ours)
+        *ours, our_loss = step(setting, getattr(setting, way))
         *naive, naive_loss = step(setting, setting.naive)
         if abs(our_loss - naive_loss) > 1e-4 * abs(naive_loss):
             raise RuntimeError(f"the losses differ: ours {our_loss}, naive {naive_loss}")
@@ -201,7 +227,7 @@ def measure_time(setting: Setting, num_pairs: int) -> dict[str, float]:
     return {
         "ratio": statistics.median(ours / naive for ours, _, naive, _ in pairs[1:]),
         "cpu_ratio": statistics.median(ours / naive for _, ours, _, naive in pairs[1:]),
-        "ours_s": statistics.median(pair[0] for pair in pairs[1:]),
+        "seconds": statistics.median(pair[0] for pair in pairs[1:]),
         "naive_s": statistics.median(pair[2] for pair in pairs[1:]),
     }
 
@@ -223,8 +249,9 @@ def run_case(arguments: argparse.Namespace) -> dict[str, float]:
     """What a child process measures."""
     torch.set_num_threads(arguments.threads)
     setting = Setting(arguments.vocab_size, arguments.divergence, arguments.device)
-    if arguments.case == "time":
-        return measure_time(setting, arguments.pairs)
+    case, _, way = arguments.case.partition("-")
+    if case == "time":
+        return measure_time(setting, way, arguments.pairs)
     return measure_memory(setting, arguments.case)
 
 
@@ -232,23 +259,26 @@ def run_all(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Every vocabulary and way, printed as they arrive."""
     if arguments.trl_python is None:
         print("no --trl_python is given: TRL's loss is left out")
-    ways = ["ours", "naive", *([] if arguments.trl_python is None else ["trl"])]
-    keys = {"ours": "units_peak", "naive": "units_peak_naive", "trl": "units_peak_trl"}
-    figures: dict[str, dict[str, float]] = {keys[way]: {} for way in ways} | {"time_ratio": {}}
+    ways = [*TILED, "naive", *([] if arguments.trl_python is None else ["trl"])]
+    names = {way: "" if way == "ours" else f"_{way}" for way in ways}
+    figures: dict[str, dict[str, float]] = {f"units_peak{names[way]}": {} for way in ways}
+    figures |= {f"time_ratio{names[way]}": {} for way in TILED}
     print(f"{arguments.divergence}, N {NUM_ROWS}, D {WIDTH}, float32, {arguments.device}")
     for vocab_size in QUICK_VOCABULARIES if arguments.quick else VOCABULARIES:
         for way in ways:
             found = in_a_process(arguments, vocab_size, way)
-            figures[keys[way]][str(vocab_size)] = round(found["allocated"], 3)
+            figures[f"units_peak{names[way]}"][str(vocab_size)] = round(found["allocated"], 3)
             shown = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
-            print(f"V {vocab_size:>6}  {way:<5}  peak units: {shown}", flush=True)
-        timed = in_a_process(arguments, vocab_size, "time")
-        figures["time_ratio"][str(vocab_size)] = round(timed["ratio"], 3)
-        print(
-            f"V {vocab_size:>6}  ours {timed['ours_s']:.2f} s, naive {timed['naive_s']:.2f} s, "
-            f"median ratio {timed['ratio']:.2f}, in CPU-seconds {timed['cpu_ratio']:.2f}",
-            flush=True,
-        )
+            print(f"V {vocab_size:>6}  {way:<8}  peak units: {shown}", flush=True)
+        for way in TILED:
+            timed = in_a_process(arguments, vocab_size, f"time-{way}")
+            figures[f"time_ratio{names[way]}"][str(vocab_size)] = round(timed["ratio"], 3)
+            print(
+                f"V {vocab_size:>6}  {way:<8}  {timed['seconds']:.2f} s, "
+                f"naive {timed['naive_s']:.2f} s, median ratio {timed['ratio']:.2f}, "
+                f"in CPU-seconds {timed['cpu_ratio']:.2f}",
+                flush=True,
+            )
     return figures
 
 

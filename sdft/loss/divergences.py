@@ -1,13 +1,14 @@
 """Divergences between the student's and the teacher's next-token distributions.
 
 Every divergence works on a tile: n positions, the whole vocabulary V, logits in float32 or
-float64. It returns its value at each position, in nats, together with the derivative by the
-student's logits in closed form, so that the loss needs no autograd graph of size
-(N, V). The teacher is a constant throughout. ``divergence_registry`` lists them by name;
-``partial_divergences`` holds those that look at a few tokens only.
+float64. A ``values`` method in ordinary torch is enough: the tile's gradient comes from autograd,
+and no graph of size (N, V) is ever held, since tiles are differentiated one at a time. The sums
+over all vocabulary entries have their gradient in closed form, which takes less memory and time
+(docs/objective.md). The teacher is a constant throughout. ``divergence_registry`` lists them by
+name; ``partial_divergences`` holds those that look at a few tokens only.
 
-Bans: an entry whose logit is -inf for either model is left out of the sum and passes no
-gradient. A token banned by one model only therefore gives a finite value where the textbook
+Masked logits: an entry whose logit is -inf for either model is left out of the sum and passes no
+gradient. A token masked for one model only therefore gives a finite value where the textbook
 divergence is infinite.
 """
 
@@ -37,49 +38,64 @@ class Divergence(ABC):
     prefix_score: ClassVar[bool] = False
 
     @abstractmethod
-    def closed_form(
+    def values(self, student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor) -> Tensor:
+        """The divergence at each position, differentiable by the student's logits.
+
+        Args:
+            student_logits: (n, V), float32 or float64; receives the gradient.
+            teacher_logits: (n, V), same type; a constant.
+            tokens: (n,), the sampled token at each position.
+
+        Returns:
+            (n,), in nats.
+        """
+
+    def values_and_gradient(
         self, student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Values and their derivative. Both logits are scratch space: their contents are lost.
+        """What training calls, a tile at a time: :meth:`values` and autograd's gradient of them.
 
         Args:
             student_logits: (n, V), float32 or float64.
-            teacher_logits: (n, V), same type; not the same memory.
+            teacher_logits: (n, V), same type; not the same memory. A closed form may use the
+                memory of both logits: their contents are lost.
             tokens: (n,), the sampled token at each position.
 
         Returns:
             (n,) values in nats, and (n, V): the derivative of each value by its row of
-            ``student_logits``, which may lie in the memory of either logits.
+            ``student_logits``, in memory that nothing else reads.
         """
+        with torch.enable_grad():
+            student = student_logits.detach().requires_grad_()
+            values = self.values(student, teacher_logits.detach(), tokens)
+            (gradient,) = torch.autograd.grad(values.sum(), student)
+        return values.detach(), gradient
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor) -> Tensor:
-        """The (n,) values as an ordinary function, differentiable by ``student_logits``.
+        """:meth:`values` of logits of any type, in float32 or float64.
 
-        Holds the whole derivative in memory: for small inputs and tests. Training goes through
+        Holds the graph of the whole input: for small inputs and tests. Training goes through
         :func:`sdft.loss.distillation.distillation_loss`.
         """
-        values: Tensor = _ClosedForm.apply(student_logits, teacher_logits, tokens, self)  # type: ignore[no-untyped-call]
-        return values
+        return self.values(widened(student_logits), widened(teacher_logits), tokens)
 
 
 class _ClosedForm(torch.autograd.Function):
-    """Autograd's view of a divergence's closed form."""
+    """Autograd's view of a gradient in closed form."""
 
     @staticmethod
     def forward(
         ctx: Any, student: Tensor, teacher: Tensor, tokens: Tensor, divergence: Divergence
     ) -> Tensor:
-        values, gradient = divergence.closed_form(
-            widened(student.clone()), widened(teacher.clone()), tokens
-        )
-        ctx.save_for_backward(gradient.to(student.dtype))
+        values, gradient = divergence.values_and_gradient(student.clone(), teacher.clone(), tokens)
+        ctx.save_for_backward(gradient)
         return values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_values: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_values.unsqueeze(-1).to(gradient.dtype), None, None, None
+        return gradient * grad_values.unsqueeze(-1), None, None, None
 
 
 def with_mask_of(other_log: Tensor, log: Tensor) -> Tensor:
@@ -98,7 +114,7 @@ def widened(logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class EntrywiseDivergence(Divergence):
-    """A sum over vocabulary entries: sum_v f(p_student(v), p_teacher(v)).
+    """A sum over vocabulary entries, sum_v f(p_student(v), p_teacher(v)), with its closed form.
 
     Args:
         clip: Upper bound of each entry's term in nats, None for off. A clipped entry passes no
@@ -115,7 +131,7 @@ class EntrywiseDivergence(Divergence):
     def entries(
         self, student_log: Tensor, teacher_log: Tensor, spare: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Each entry's term f, and p_student * df/dp_student; both (n, V), both 0 for bans.
+        """Each entry's term f, and p_student * df/dp_student; both (n, V), 0 where masked.
 
         Args:
             student_log: (n, V) log-probabilities; left unchanged.
@@ -123,7 +139,12 @@ class EntrywiseDivergence(Divergence):
             spare: (n, V), scratch space.
         """
 
-    def closed_form(
+    def values(self, student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor) -> Tensor:
+        """As an ordinary function; see :meth:`Divergence.values`."""
+        values: Tensor = _ClosedForm.apply(student_logits, teacher_logits, tokens, self)  # type: ignore[no-untyped-call]
+        return values
+
+    def values_and_gradient(
         self, student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Chain the entries' slopes through the softmax: slope - p_student * sum(slopes)."""
@@ -225,7 +246,7 @@ class RaoBlackwellised(ReverseKL):
 
     The gradient at position t is grad KL_t + (sum over s > t of KL_s) * grad log p_student(y_t):
     an unbiased gradient of the expected reverse KL of the sequence, since each sampled token
-    also decides which positions are visited later. :meth:`closed_form` holds the first part;
+    also decides which positions are visited later. :meth:`values_and_gradient` has the first part;
     ``distillation_loss`` adds the second, with the weights of the reduction.
 
     Args:

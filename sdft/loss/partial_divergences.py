@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,16 +28,12 @@ class SampledToken(Divergence):
     gradient of the reverse KL. It is not the derivative of the value: the mean of that is 0.
     """
 
-    def closed_form(
-        self, student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The log-ratio at the token, and log-ratio * (one-hot(token) - p_student)."""
-        index = tokens.unsqueeze(-1)
-        student_log = student_logits.log_softmax(-1)
-        ratio = student_log.gather(-1, index) - teacher_logits.log_softmax(-1).gather(-1, index)
-        ratio.nan_to_num_(0.0, 0.0, 0.0)
-        gradient = student_log.exp_().mul_(-ratio).scatter_add_(-1, index, ratio)
-        return ratio.squeeze(-1), gradient
+    def values(self, student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor) -> Tensor:
+        """The log-ratio, times 1 + log p - log p, where only the first log p has a graph."""
+        student_log = _token_logprobs(student_logits, tokens)
+        ratio = (student_log - _token_logprobs(teacher_logits, tokens)).detach()
+        score = (student_log - student_log.detach()).nan_to_num(0.0)
+        return ratio.nan_to_num(0.0, 0.0, 0.0) * (1.0 + score)
 
 
 @dataclass(frozen=True)
@@ -47,21 +42,29 @@ class CrossEntropy(Divergence):
 
     needs_teacher: ClassVar[bool] = False
 
-    def closed_form(
-        self, student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The surprisal of the token, and p_student - one-hot(token)."""
-        index = tokens.unsqueeze(-1)
-        student_log = student_logits.log_softmax(-1)
-        values = -student_log.gather(-1, index)
-        gradient = student_log.exp_()
-        gradient.scatter_add_(-1, index, gradient.new_full(index.shape, -1.0))
-        return values.squeeze(-1), gradient
+    def values(self, student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor) -> Tensor:
+        """The negative log-likelihood of the token."""
+        return -_token_logprobs(student_logits, tokens)
+
+
+def _token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probability of each row's token, (n,)."""
+    return logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
 @dataclass(frozen=True)
-class _TopK(Divergence):
-    """What the two top-k divergences share."""
+class TopKTeacher(Divergence):
+    """A divergence on the k tokens that are most probable to the teacher.
+
+    Args:
+        k: Size of the support.
+        tail: Add one bucket with all the probability outside the support. Without it both
+            distributions are renormalised on the support.
+        direction: "forward" for KL(teacher || student), "reverse" for KL(student || teacher), or
+            "jsd".
+        beta: The teacher's share of the mixture when ``direction`` is "jsd".
+        clip: Upper bound of each entry's term in nats, None for off.
+    """
 
     k: int = 100
     tail: bool = True
@@ -84,75 +87,45 @@ class _TopK(Divergence):
             return JensenShannon(clip=self.clip, beta=self.beta)
         raise ValueError(f"direction is {self.direction!r}; valid: {', '.join(DIRECTIONS)}")
 
-    @abstractmethod
     def ranked(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """The (n, V) logits whose k largest entries are the support."""
+        return teacher_logits
 
-    def closed_form(
-        self, student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def values(self, student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor) -> Tensor:
         """The inner divergence on the support's logits; the support itself is a constant."""
         if self.k > student_logits.shape[-1]:
             raise ValueError(f"k is {self.k}; the vocabulary has {student_logits.shape[-1]} tokens")
-        support = self.ranked(student_logits, teacher_logits).topk(self.k, dim=-1).indices
-        if not self.tail:
-            values, inner = self.inner().closed_form(
-                student_logits.gather(-1, support), teacher_logits.gather(-1, support), tokens
-            )
-            return values, torch.zeros_like(student_logits).scatter_(-1, support, inner)
-        student, rest = _bucketed(student_logits, support)
-        teacher, _ = _bucketed(teacher_logits, support)
-        values, inner = self.inner().closed_form(student, teacher, tokens)
-        # The bucket's logit is the logsumexp of the rest: its gradient spreads as their softmax.
-        gradient = rest.softmax(-1).nan_to_num_(0.0).mul_(inner[:, -1:])
-        return values, gradient.scatter_(-1, support, inner[:, :-1])
-
-
-def _bucketed(logits: Tensor, support: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of the support and of one bucket for the rest, (n, k + 1); and the rest, (n, V).
-
-    Both are shifted by the row's maximum, without which the bucket's logit would lose the digits
-    of large logits. In the rest, the support is -inf.
-    """
-    rest = logits - logits.amax(-1, keepdim=True)
-    kept = rest.gather(-1, support)
-    rest.scatter_(-1, support, -torch.inf)
-    return torch.cat([kept, rest.logsumexp(-1, keepdim=True)], -1), rest
+        ranked = self.ranked(student_logits, teacher_logits).detach()
+        support = ranked.topk(self.k, dim=-1).indices
+        reduced = _with_tail if self.tail else _support_alone
+        student, teacher = (reduced(each, support) for each in (student_logits, teacher_logits))
+        return self.inner().values(student, teacher, tokens)
 
 
 @dataclass(frozen=True)
-class TopKTeacher(_TopK):
-    """A divergence on the k tokens that are most probable to the teacher.
-
-    Args:
-        k: Size of the support.
-        tail: Add one bucket with all the probability outside the support. Without it both
-            distributions are renormalised on the support.
-        direction: "forward" for KL(teacher || student), "reverse" for KL(student || teacher), or
-            "jsd".
-        beta: The teacher's share of the mixture when ``direction`` is "jsd".
-        clip: Upper bound of each entry's term in nats, None for off.
-    """
-
-    def ranked(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        """The teacher's."""
-        return teacher_logits
-
-
-@dataclass(frozen=True)
-class TopKStudent(_TopK):
-    """A divergence on the k tokens that are most probable to the student.
-
-    Args:
-        k: Size of the support.
-        tail: Add one bucket with all the probability outside the support. Without it both
-            distributions are renormalised on the support.
-        direction: "forward" for KL(teacher || student), "reverse" for KL(student || teacher), or
-            "jsd".
-        beta: The teacher's share of the mixture when ``direction`` is "jsd".
-        clip: Upper bound of each entry's term in nats, None for off.
-    """
+class TopKStudent(TopKTeacher):
+    """A divergence on the k tokens that are most probable to the student; options as above."""
 
     def ranked(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """The student's."""
         return student_logits
+
+
+def _support_alone(logits: Tensor, support: Tensor) -> Tensor:
+    """Logits of the support, (n, k)."""
+    return logits.gather(-1, support)
+
+
+def _with_tail(logits: Tensor, support: Tensor) -> Tensor:
+    """Logits of the support and of one bucket for the rest, (n, k + 1).
+
+    All are shifted by the row's maximum, without which the bucket's logit would lose the digits
+    of large logits.
+    """
+    shifted = logits - logits.detach().amax(-1, keepdim=True)
+    rest = shifted.scatter(-1, support, -torch.inf)
+    highest = rest.detach().amax(-1, keepdim=True)
+    # Where nothing is left, the bucket is masked and must pass no gradient, which would be NaN.
+    from_highest = (rest - highest).masked_fill(highest.isneginf(), 0.0)
+    bucket = from_highest.logsumexp(-1, keepdim=True) + highest
+    return torch.cat([shifted.gather(-1, support), bucket], -1)

@@ -1,11 +1,11 @@
 """The sweep over tiles of rows that computes a loss and its gradients in one pass.
 
-Each tile is projected once for the student and once for the teacher; the divergence replaces
-the student's logits by their gradient, which goes into the gradients of the hidden states and
-of the head before the next tile takes its place. The two tiles are allocated once. Inside a
-tile the divergence works on blocks of rows, so that its intermediate results stay small.
-Nothing of size (N, V) lives, forward or backward: the backward pass only multiplies by what
-comes in.
+Each tile is projected once for the student and once for the teacher; the divergence gives the
+gradient of the student's logits, by autograd or in closed form, which takes their place and goes
+into the gradients of the hidden states and of the head before the next tile is projected. The two
+tiles are allocated once. Inside a tile the divergence works on blocks of rows, so that its
+intermediate results stay small. Nothing of size (N, V) lives, forward or backward: the backward
+pass only multiplies by what comes in.
 """
 
 from __future__ import annotations
@@ -198,15 +198,17 @@ class _Sweep:
         student, teacher = head.finish(widened(student_raw)), teacher_raw
         if job.teacher_head is not None:
             teacher = job.teacher_head.finish(widened(teacher_raw))
-        # The divergence takes the logits' memory, so what else depends on them comes first.
+        if all(each is None for each in self.gradients):
+            student, teacher = student / job.temperature, teacher / job.temperature
+            self.values[rows] = job.divergence.values(student, teacher, job.tokens[rows])
+            return
+        # A closed form takes the logits' memory, so what else depends on them comes first.
         slope = None if head.softcap is None else 1.0 - (student / head.softcap).square_()
         policy = None if job.sequence_ends is None else student.softmax(-1)
         if job.temperature != 1.0:
             student, teacher = student / job.temperature, teacher / job.temperature
-        values, gradient = job.divergence.closed_form(student, teacher, job.tokens[rows])
+        values, gradient = job.divergence.values_and_gradient(student, teacher, job.tokens[rows])
         self.values[rows] = values
-        if all(each is None for each in self.gradients):
-            return
         factor = (self.weights[rows] / job.temperature).unsqueeze(-1)
         if policy is not None:
             self._add_prefix_score(rows, policy, gradient.mul_(factor))

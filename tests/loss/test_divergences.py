@@ -1,11 +1,13 @@
 """Divergences against float64 references written naively, reductions, importance weights."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 from sdft.loss.divergence_registry import DIVERGENCES, make_divergence
+from sdft.loss.divergences import Divergence
 from sdft.loss.reductions import (
     REDUCTIONS,
     effective_sample_size,
@@ -14,6 +16,9 @@ from sdft.loss.reductions import (
 )
 from tests.references import (
     VARIANTS,
+    Case,
+    assert_all_close,
+    gradients,
     reference_gradient,
     reference_values,
     variant_id,
@@ -83,6 +88,31 @@ def test_value_and_gradient_equal_float64_autograd(variant, kind):
     torch.testing.assert_close(values.double(), expected, rtol=2e-6, atol=2e-6)
     scale = expected_gradient.abs().max().clamp(min=1.0).item()
     torch.testing.assert_close(gradient.double(), expected_gradient, rtol=1e-5, atol=2e-6 * scale)
+
+
+@dataclass(frozen=True)
+class SquaredDistance(Divergence):
+    """What a user writes for a new divergence: its values, in ordinary torch."""
+
+    def values(self, student_logits, teacher_logits, tokens):
+        return (student_logits.softmax(-1) - teacher_logits.softmax(-1)).square().sum(-1)
+
+
+def test_a_new_divergence_needs_only_its_values():
+    case = Case()
+    student, teacher = (each.double() for each in logits_of_kind("random"))
+    values, gradient = SquaredDistance().values_and_gradient(student, teacher, TOKENS)
+    p, q = student.softmax(-1), teacher.softmax(-1)
+    slope = 2 * (p - q)
+    expected = p * (slope - (p * slope).sum(-1, keepdim=True))  # through the softmax, by hand
+    torch.testing.assert_close(values, (p - q).square().sum(-1))
+    torch.testing.assert_close(gradient, expected)
+    # In the loss: the same however the rows are cut into tiles, and equal without a graph.
+    whole, tiled = case.loss(SquaredDistance()), case.loss(SquaredDistance(), tile_rows=2)
+    torch.testing.assert_close(tiled.loss, whole.loss)
+    assert_all_close(gradients(tiled.loss, case.inputs()), gradients(whole.loss, case.inputs()))
+    with torch.no_grad():
+        torch.testing.assert_close(case.loss(SquaredDistance()).values, whole.values)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=variant_id)
@@ -183,11 +213,13 @@ def test_jsd_is_symmetric_at_one_half_and_bounded_by_log_two():
 def test_sampled_token_averages_to_reverse_kl_in_value_and_gradient():
     student, teacher = (each[:1] for each in logits_of_kind("random"))
     tokens = torch.arange(VOCABULARY)
-    values, gradient = make_divergence("sampled_token").closed_form(
+    values, gradient = make_divergence("sampled_token").values_and_gradient(
         student.expand(VOCABULARY, -1), teacher.expand(VOCABULARY, -1), tokens
     )
     probability = student.softmax(-1)
-    kl, kl_gradient = make_divergence("reverse_kl").closed_form(student, teacher, tokens[:1])
+    kl, kl_gradient = make_divergence("reverse_kl").values_and_gradient(
+        student, teacher, tokens[:1]
+    )
     torch.testing.assert_close((probability[0] * values).sum(), kl[0])
     torch.testing.assert_close(probability @ gradient, kl_gradient)
 
