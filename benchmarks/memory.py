@@ -17,9 +17,10 @@ counts allocator slack. Buffers inside the matrix-product library are not PyTorc
 peak of a fresh process is printed beside, as a check that nothing large hides there. The naive
 ways allocate their gradients after their peak, so that subtracting those flatters them.
 
-Time is forward plus backward, each of the first two ways taking turns with naive; `time_ratio` is
-the median over the pairs by the clock on the wall. CPU-seconds stand beside it: unlike the clock they do not count
-what else runs on the machine. Every case runs in a process of its own.
+Time is forward plus backward, two ways taking turns: ours / naive (`time_ratio`) and autograd /
+ours (`time_ratio_autograd`), medians over the pairs by the clock on the wall. CPU-seconds stand
+beside them: unlike the clock they do not count what else runs on the machine. Every case runs in a
+process of its own.
 """
 
 from __future__ import annotations
@@ -35,102 +36,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from loss_ways import ALPHAS, NUM_ROWS, WIDTH, Setting
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-
-from sdft.loss.distillation import distillation_loss
-from sdft.loss.divergence_registry import make_divergence
-from sdft.loss.divergences import Divergence
-from sdft.model.head import VocabularyHead
 
 VOCABULARIES = (32_768, 49_152, 152_064, 262_144)
 QUICK_VOCABULARIES = (49_152,)
 QUICK_PAIRS = 2
-NUM_ROWS = 1024
-WIDTH = 576
-TILED = ("ours", "autograd")
-ALPHAS = {"forward_kl": 0.0, "reverse_kl": 1.0}
+COMPARED = {"ours": "naive", "autograd": "ours"}
+"""What the time of a way is divided by."""
 Loss = Callable[[], Tensor]
-
-
-class ByAutograd(Divergence):
-    """A KL as anybody would write it: autograd differentiates it tile by tile."""
-
-    def __init__(self, name: str) -> None:
-        self.reverse = name == "reverse_kl"
-
-    def values(self, student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor) -> Tensor:
-        """KL(teacher || student), or the reverse one."""
-        student_log, teacher_log = student_logits.log_softmax(-1), teacher_logits.log_softmax(-1)
-        return full_kl(student_log, teacher_log, self.reverse)
-
-
-def full_kl(student_log: Tensor, teacher_log: Tensor, reverse: bool) -> Tensor:
-    """The library's KL at each row of two (n, V) tables of log-probabilities."""
-    below, above = (teacher_log, student_log) if reverse else (student_log, teacher_log)
-    return functional.kl_div(below, above, reduction="none", log_target=True).sum(-1)
-
-
-class Setting:
-    """Inputs of one case: hidden states and heads of a student and a teacher close to it."""
-
-    def __init__(self, vocab_size: int, divergence: str, device: str) -> None:
-        torch.manual_seed(0)
-        self.student_layer = nn.Linear(WIDTH, vocab_size, bias=False, device=device)
-        self.teacher_layer = nn.Linear(WIDTH, vocab_size, bias=False, device=device)
-        with torch.no_grad():
-            self.student_layer.weight.normal_(std=0.05)
-            self.teacher_layer.weight.copy_(self.student_layer.weight).mul_(1.1)
-        self.teacher_layer.requires_grad_(False)
-        self.hidden = torch.randn(NUM_ROWS, WIDTH, device=device, requires_grad=True)
-        self.teacher_hidden = torch.randn(NUM_ROWS, WIDTH, device=device)
-        self.tokens = torch.randint(vocab_size, (NUM_ROWS,), device=device)
-        self.weights = torch.full((NUM_ROWS,), 1.0 / NUM_ROWS, device=device)
-        self.divergence = divergence
-
-    def parameters(self) -> tuple[Tensor, Tensor]:
-        """What receives a gradient."""
-        return self.hidden, self.student_layer.weight
-
-    def ours(self) -> Tensor:
-        """The tiled loss with the divergence's closed form."""
-        return self._tiled(make_divergence(self.divergence))
-
-    def autograd(self) -> Tensor:
-        """The tiled loss with autograd in every tile."""
-        return self._tiled(ByAutograd(self.divergence))
-
-    def _tiled(self, divergence: Divergence) -> Tensor:
-        return distillation_loss(
-            self.hidden,
-            VocabularyHead(self.student_layer),
-            self.teacher_hidden,
-            VocabularyHead(self.teacher_layer),
-            tokens=self.tokens,
-            weights=self.weights,
-            divergence=divergence,
-        ).loss
-
-    def naive(self) -> Tensor:
-        """Both models' logits in full, and the library's KL."""
-        student_log = self.student_layer(self.hidden).log_softmax(-1)
-        with torch.no_grad():
-            teacher_log = self.teacher_layer(self.teacher_hidden).log_softmax(-1)
-        values = full_kl(student_log, teacher_log, self.divergence == "reverse_kl")
-        return (values * self.weights).sum()
-
-    def trl(self) -> Tensor:
-        """Both models' logits in full, and TRL's loss on them."""
-        from trl.experimental.sdft.loss_utils import compute_full_logit_self_distillation_loss
-
-        student = self.student_layer(self.hidden)
-        with torch.no_grad():
-            teacher = self.teacher_layer(self.teacher_hidden)
-        values = compute_full_logit_self_distillation_loss(
-            student, teacher, distillation_alpha=ALPHAS[self.divergence]
-        )
-        return (values * self.weights).sum()
 
 
 def step(setting: Setting, loss: Loss) -> tuple[float, float, float]:
@@ -216,19 +131,19 @@ def measure_memory(setting: Setting, way: str) -> dict[str, float]:
 
 
 def measure_time(setting: Setting, way: str, num_pairs: int) -> dict[str, float]:
-    """Medians over pairs of one way / naive, after one unmeasured pair."""
+    """Medians over pairs of one way / what it is compared with, after one unmeasured pair."""
     pairs = []
     for _ in range(num_pairs + 1):
-        *ours, our_loss = step(setting, getattr(setting, way))
-        *naive, naive_loss = step(setting, setting.naive)
-        if abs(our_loss - naive_loss) > 1e-4 * abs(naive_loss):
-            raise RuntimeError(f"the losses differ: ours {our_loss}, naive {naive_loss}")
-        pairs.append((*ours, *naive))
+        *seconds, loss = step(setting, getattr(setting, way))
+        *other, other_loss = step(setting, getattr(setting, COMPARED[way]))
+        if abs(loss - other_loss) > 1e-4 * abs(other_loss):
+            raise RuntimeError(f"the losses differ: {way} {loss}, {COMPARED[way]} {other_loss}")
+        pairs.append((*seconds, *other))
     return {
-        "ratio": statistics.median(ours / naive for ours, _, naive, _ in pairs[1:]),
-        "cpu_ratio": statistics.median(ours / naive for _, ours, _, naive in pairs[1:]),
+        "ratio": statistics.median(first / second for first, _, second, _ in pairs[1:]),
+        "cpu_ratio": statistics.median(first / second for _, first, _, second in pairs[1:]),
         "seconds": statistics.median(pair[0] for pair in pairs[1:]),
-        "naive_s": statistics.median(pair[2] for pair in pairs[1:]),
+        "other_s": statistics.median(pair[2] for pair in pairs[1:]),
     }
 
 
@@ -259,10 +174,10 @@ def run_all(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Every vocabulary and way, printed as they arrive."""
     if arguments.trl_python is None:
         print("no --trl_python is given: TRL's loss is left out")
-    ways = [*TILED, "naive", *([] if arguments.trl_python is None else ["trl"])]
+    ways = [*COMPARED, "naive", *([] if arguments.trl_python is None else ["trl"])]
     names = {way: "" if way == "ours" else f"_{way}" for way in ways}
     figures: dict[str, dict[str, float]] = {f"units_peak{names[way]}": {} for way in ways}
-    figures |= {f"time_ratio{names[way]}": {} for way in TILED}
+    figures |= {f"time_ratio{names[way]}": {} for way in COMPARED}
     print(f"{arguments.divergence}, N {NUM_ROWS}, D {WIDTH}, float32, {arguments.device}")
     for vocab_size in QUICK_VOCABULARIES if arguments.quick else VOCABULARIES:
         for way in ways:
@@ -270,12 +185,12 @@ def run_all(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
             figures[f"units_peak{names[way]}"][str(vocab_size)] = round(found["allocated"], 3)
             shown = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
             print(f"V {vocab_size:>6}  {way:<8}  peak units: {shown}", flush=True)
-        for way in TILED:
+        for way in COMPARED:
             timed = in_a_process(arguments, vocab_size, f"time-{way}")
             figures[f"time_ratio{names[way]}"][str(vocab_size)] = round(timed["ratio"], 3)
             print(
                 f"V {vocab_size:>6}  {way:<8}  {timed['seconds']:.2f} s, "
-                f"naive {timed['naive_s']:.2f} s, median ratio {timed['ratio']:.2f}, "
+                f"{COMPARED[way]} {timed['other_s']:.2f} s, median ratio {timed['ratio']:.2f}, "
                 f"in CPU-seconds {timed['cpu_ratio']:.2f}",
                 flush=True,
             )
