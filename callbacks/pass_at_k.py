@@ -10,7 +10,7 @@ import lightning as L
 from tqdm import tqdm
 
 from sdft.evaluation.metrics import mean_pass_at_k, powers_of_two
-from sdft.model.sharding import from_all_ranks, gathered_weights
+from sdft.model.sharding import from_all_ranks
 from sdft.rollout.request import SamplingSettings
 from sdft.runs.files import write_json_atomically
 from sdft.seeds import Stream, mix_seed
@@ -62,7 +62,8 @@ class PassAtK(L.Callback):
             for batch, row, prompt in list(_rows(loader))[: self.num_rows]
         ]
         num_correct: dict[str, dict[str, int]] = {}
-        with trainer.precision_plugin.test_step_context(), gathered_weights(pl_module.student):
+        engine, student = pl_module.rollout_engine, pl_module.student
+        with trainer.precision_plugin.test_step_context(), engine.prepared(student):
             for batch, row, prompt in tqdm(rows, "Sampling for pass@k", unit=" rows"):
                 right = sum(
                     batch.scorer(answer, row) == 1.0

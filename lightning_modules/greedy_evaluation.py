@@ -11,7 +11,6 @@ import lightning as L
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sdft.model.sharding import gathered_weights
 from sdft.rollout.engine_registry import Engine
 from sdft.rollout.in_place import InPlaceEngine
 from sdft.rollout.request import RolloutRequest, SamplingSettings
@@ -63,7 +62,7 @@ class GreedyEvaluation(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Forget the last evaluation; gather the weights once for all batches, if sharded."""
         self._scores = {}
-        self._evaluation.enter_context(gathered_weights(self.student))
+        self._evaluation.enter_context(self.rollout_engine.prepared(self.student))
 
     def validation_step(
         self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0

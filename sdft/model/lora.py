@@ -7,7 +7,6 @@ it: student and teacher differ in their adapters alone.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,20 +93,6 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
-
-
-def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """A plain float32 model with the adapters folded into the weights.
-
-    The model given is left as it is; one without adapters is returned itself.
-    """
-    if not _adapted_layers(model):
-        return model
-    plain: PreTrainedModel = copy.deepcopy(model).float()  # type: ignore[no-untyped-call]
-    for name, layer in _adapted_layers(plain):
-        layer.merge()
-        plain.set_submodule(name, layer.get_base_layer())
-    return plain
 
 
 def backbone_state(model: nn.Module) -> dict[str, Tensor]:

@@ -32,7 +32,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sdft.model.lora import BACKBONE_DTYPES, LoRA, add_adapters, merged
+from sdft.model.lora import BACKBONE_DTYPES, LoRA, add_adapters
+from sdft.model.plain_weights import plain_weights
 from sdft.model.tiny_model import write_tiny_model
 from sdft.runs.files import TEMPORARY, flush_tree, save_on_any_rank
 
@@ -125,23 +126,24 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def save_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    directory: Path,
-    state: dict[str, Any] | None = None,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, rank: int = 0
 ) -> None:
     """Write a plain transformers directory (safetensors), all of it or nothing.
 
-    Adapters are folded into the weights.
+    Adapters are folded into the weights. A collective where the model is sharded, or where several
+    ranks call it: the first rank writes.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
         directory: Where to.
-        state: The weights of a sharded model, gathered; None for the model's own.
+        rank: This process's.
     """
+    weights = plain_weights(model, keep=rank == 0)
+    if rank != 0:
+        return
     with staged_directory(directory) as staging:
-        merged(model).save_pretrained(staging, state_dict=state)
+        model.save_pretrained(staging, state_dict=weights)
         tokenizer.save_pretrained(staging)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
@@ -80,20 +79,6 @@ def gathered_weights(model: PreTrainedModel) -> Iterator[None]:
         for unit in units:
             unit.set_reshard_after_forward(True, recurse=False)
             unit.reshard()
-
-
-def gathered_state(model: PreTrainedModel) -> dict[str, Any] | None:
-    """A sharded model's state, whole, in the first rank's host memory and empty on the others.
-
-    A collective. Tied weights come once. None for a model that is not sharded, whose state is at
-    hand.
-    """
-    if not is_sharded(model):
-        return None
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    state = get_model_state_dict(model, options=options)
-    names = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
-    return {name: each for name, each in state.items() if name in names}
 
 
 def gathered_parameter(parameter: Tensor) -> Tensor:

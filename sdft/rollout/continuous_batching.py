@@ -30,6 +30,8 @@ class ContinuousBatchingEngine:
         ValueError: There is no CUDA device, or a value is out of range.
     """
 
+    prepared = staticmethod(gathered_weights)
+
     def __init__(self, max_memory_percent: float = 0.5) -> None:
         if not 0 < max_memory_percent < 1:
             raise ValueError(f"max_memory_percent is {max_memory_percent}; it must be in (0, 1)")

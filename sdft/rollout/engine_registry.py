@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 from transformers import PreTrainedModel
 
@@ -19,7 +20,15 @@ from sdft.rollout.request import RolloutRequest
 from sdft.rollout.vllm import VLLMEngine
 from sdft.types import Rollout
 
-Engine = Callable[[PreTrainedModel, RolloutRequest], Rollout]  # the request's B completions
+
+class Engine(Protocol):
+    """What every engine is: the request's B completions, and what its calls share."""
+
+    def __call__(self, model: PreTrainedModel, request: RolloutRequest) -> Rollout:
+        """B completions in the order of the prompts."""
+
+    def prepared(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        """A block in which calls need not bring all ranks together; entering it does."""
 
 
 ENGINES: dict[str, Callable[..., Engine]] = {

@@ -35,6 +35,8 @@ class GenerateEngine:
             decoding step and replays it as CUDA graphs.
     """
 
+    prepared = staticmethod(gathered_weights)
+
     def __init__(self, static_cache: bool = False) -> None:
         self.static_cache = static_cache
         self._decode = CheckedDecoder({"generate": partial(generate, static_cache=static_cache)})

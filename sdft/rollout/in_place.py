@@ -85,6 +85,8 @@ class InPlaceEngine:
         ValueError: A value is out of range, or the device does not compute in bfloat16.
     """
 
+    prepared = staticmethod(gathered_weights)
+
     def __init__(self, dtype: str = "float32", max_cache_tokens: int = 65536) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"dtype of in_place is {dtype}; it must be {' or '.join(DTYPES)}")

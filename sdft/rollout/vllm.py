@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from transformers import PreTrainedModel
 
 from sdft.rollout.request import RolloutRequest, SamplingSettings
@@ -19,6 +20,7 @@ from sdft.rollout.weight_transfer import ServedWeights, SharedFolder
 from sdft.types import Rollout, TokenIds
 
 FIRST_VERSION, LAST_VERSION = (0, 32), (0, 33)  # whose HTTP interface this was written against
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 LOGPROBS_MODE = "processed_logprobs"  # of the distribution that was sampled from
 
 
@@ -30,15 +32,21 @@ class VLLMEngine:
     round otherwise than the trainer's, so they are near to the student's, not equal. Drafts are
     not used.
 
+    Where the student is sharded (FSDP2), all processes use one server, and the first sends it the
+    weights.
+
     Args:
         sync_dir: Folder that trainer and server see under the same path; weights pass through it.
-        url: The server's address. Each process of a run needs a server and a folder of its own:
+        url: The server's address. Each process that holds all weights needs a server and a folder
+            of its own:
             {local_rank} in either stands for the process's number on its machine, as in
             http://127.0.0.1:800{local_rank}.
         model: Name of the served model; null for the only one.
         timeout_s: Longest wait for an answer, a completion or a weight update, in seconds.
         retries: Further attempts after one that failed, before the run ends.
         num_parallel: Requests in flight at a time.
+        dtype: What weights are sent in, and the server was started with: bfloat16 or float32. The
+            student in bfloat16 is not quite the student: ``importance_clip`` corrects for it.
         sleep: Let the server give its GPU memory back between rollouts, for a GPU shared with
             training; needs a server with --enable-sleep-mode.
 
@@ -56,6 +64,7 @@ class VLLMEngine:
         timeout_s: float = 600.0,
         retries: int = 3,
         num_parallel: int = 64,
+        dtype: Literal["bfloat16", "float32"] = "bfloat16",
         sleep: bool = False,
     ) -> None:
         sync_dir, url = (of_this_process(each) for each in (sync_dir, url))
@@ -64,16 +73,21 @@ class VLLMEngine:
             "timeout_s": (timeout_s, timeout_s > 0, "above 0"),
             "retries": (retries, retries >= 0, "0 or more"),
             "num_parallel": (num_parallel, num_parallel >= 1, "1 or more"),
+            "dtype": (dtype, dtype in DTYPES, " or ".join(DTYPES)),
         }
         for name, (value, holds, expected) in checks.items():
             if not holds:
                 raise ValueError(f"{name} is {value}; it must be {expected}")
         self._server = VLLMServer(url, timeout_s, retries)
         check_version(self._server)
-        check_logprobs_mode(self._server)
+        check_started_with(self._server, "logprobs_mode", LOGPROBS_MODE)
+        check_started_with(self._server, "dtype", dtype)
         self._model = served_model(self._server, model)
-        self._weights = ServedWeights(self._server, SharedFolder(self._server, Path(sync_dir)))
+        self._weights = ServedWeights(
+            self._server, SharedFolder(self._server, Path(sync_dir)), DTYPES[dtype]
+        )
         self._num_parallel = num_parallel
+        self._is_prepared = False
         self._sleep = sleep
 
     def __call__(self, model: PreTrainedModel, request: RolloutRequest) -> Rollout:
@@ -85,9 +99,22 @@ class VLLMEngine:
             {**common, "prompt": list(prompt), "seed": seed}
             for prompt, seed in zip(request.prompts, seeds, strict=True)
         ]
-        with self._awake(), self._weights.of(model), ThreadPoolExecutor(self._num_parallel) as pool:
+        with self.prepared(model), ThreadPoolExecutor(self._num_parallel) as pool:
             answers = list(pool.map(self._complete, posts))
         return rollout_of(answers, request)
+
+    @contextmanager
+    def prepared(self, model: PreTrainedModel) -> Iterator[None]:
+        """Run a block in which the server is awake and has the weights; blocks may be nested."""
+        if self._is_prepared:
+            yield
+            return
+        with self._awake(), self._weights.of(model):
+            self._is_prepared = True
+            try:
+                yield
+            finally:
+                self._is_prepared = False
 
     def _complete(self, post: dict[str, Any]) -> tuple[TokenIds, list[float]]:
         return read_completion(self._server.post("/v1/completions", post))
@@ -168,18 +195,18 @@ def check_version(server: VLLMServer) -> None:
         )
 
 
-def check_logprobs_mode(server: VLLMServer) -> None:
-    """Refuse a server that reports log-probabilities of another distribution.
+def check_started_with(server: VLLMServer, option: str, expected: str) -> None:
+    """Refuse a server that was started with another option: its answers would mean something else.
 
     Raises:
-        ValueError: It was started without processed log-probabilities.
+        ValueError: It was.
     """
     info = server.get("/server_info?config_format=json")
-    mode = info["vllm_config"]["model_config"]["logprobs_mode"]
-    if mode != LOGPROBS_MODE:
+    found = str(info["vllm_config"]["model_config"][option]).removeprefix("torch.")
+    if found != expected:
         raise ValueError(
-            f"the server at {server.url} reports {mode}; start it with --logprobs-mode "
-            f"{LOGPROBS_MODE}"
+            f"the server at {server.url} has {option} {found}; start it with "
+            f"--{option.replace('_', '-')} {expected}"
         )
 
 

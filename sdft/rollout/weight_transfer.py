@@ -8,24 +8,30 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from shutil import rmtree
+from typing import TypeVar, cast
 
 import torch
-from torch.distributed.fsdp import FSDPModule
+from safetensors.torch import save_file
+from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
-from sdft.model.lora import merged, trained_parameters
+from sdft.model.lora import trained_parameters
+from sdft.model.plain_weights import plain_weights
 from sdft.model.pretrained import staged_directory
+from sdft.model.sharding import from_all_ranks, is_sharded
 from sdft.rollout.vllm_server import VLLMError, VLLMServer
-from sdft.runs.files import save_on_any_rank
 
-Transport = Callable[[PreTrainedModel], None]  # puts the weights into the paused server
+T = TypeVar("T")
+Transport = Callable[[dict[str, Tensor]], None]  # puts the weights into the paused server
 
 
 class SharedFolder:
     """Weights by way of a folder: written here, read by every worker of the server.
 
     Needs nothing of vLLM on this side, so that the two environments may hold different versions
-    of everything. Adapters are folded into the weights.
+    of everything.
 
     Args:
         server: Where the weights are to go.
@@ -36,20 +42,15 @@ class SharedFolder:
         self._server = server
         self._folder = folder
 
-    def __call__(self, model: PreTrainedModel) -> None:
+    def __call__(self, weights: dict[str, Tensor]) -> None:
         """Write the weights, let the server load them, delete them.
 
         Raises:
-            VLLMError: The weights are in shards, or the server does not take them.
+            VLLMError: The server does not take them.
         """
-        if any(isinstance(each, FSDPModule) for each in model.modules()):
-            raise VLLMError(
-                "the student is in shards (FSDP2), and no rank has all of it to send: set "
-                "rollout_engine to in_place, or trainer.strategy to ddp"
-            )
         directory = self._folder / "weights"
         with staged_directory(directory) as staging:
-            save_on_any_rank(merged(model), staging)
+            save_file(weights, staging / "model.safetensors", metadata={"format": "pt"})
         load = {"weights_path": str(directory), "is_checkpoint_format": True}
         self._server.post("/collective_rpc", {"method": "reload_weights", "kwargs": load})
         rmtree(directory)
@@ -59,16 +60,20 @@ class ServedWeights:
     """Which weights a server has, and how to give it newer ones.
 
     The server keeps the label of the weights it was given last; a restarted server, or one that
-    another trainer writes to, is found out by it.
+    another trainer writes to, is found out by it. Where the model is sharded, the ranks gather one
+    tensor after another, and the first rank, which keeps them, gives them to the server that all
+    ranks use.
 
     Args:
         server: The server.
         transport: Puts weights into it.
+        dtype: What they are sent in.
     """
 
-    def __init__(self, server: VLLMServer, transport: Transport) -> None:
+    def __init__(self, server: VLLMServer, transport: Transport, dtype: torch.dtype) -> None:
         self._server = server
         self._transport = transport
+        self._dtype = dtype
         self._run = secrets.token_hex(4)
         self._pushes = count(1)
         self._label = ""
@@ -78,12 +83,24 @@ class ServedWeights:
     def of(self, model: PreTrainedModel) -> Iterator[None]:
         """Run a block in which the server has the model's weights.
 
+        Entering is a collective where the model is sharded.
+
         Raises:
-            VLLMError: The server came by other weights meanwhile.
+            VLLMError: The server came by other weights meanwhile, or ranks use several servers.
         """
+        together = is_sharded(model)
+        if together and len(urls := set(from_all_ranks(self._server.url))) > 1:
+            raise VLLMError(
+                f"the student is sharded, and its ranks use several servers ({', '.join(urls)}): "
+                "give them one, without {local_rank} in url"
+            )
         current = fingerprint(model)
-        if current != self._fingerprint or self._served() != self._label:
-            self._push(model)
+        changed = current != self._fingerprint
+        if _by_one_rank(lambda: changed or self._served() != self._label, together):
+            self._fingerprint = ()
+            first = not together or distributed.get_rank() == 0
+            weights = plain_weights(model, self._dtype, keep=first)
+            self._label = _by_one_rank(lambda: self._push(model, weights), together)
             self._fingerprint = current
         yield
         if self._served() != self._label:
@@ -92,28 +109,75 @@ class ServedWeights:
                 "another run uses it; give each run a server of its own and resume"
             )
 
-    def _push(self, model: PreTrainedModel) -> None:
+    def _push(self, model: PreTrainedModel, weights: dict[str, Tensor]) -> str:
         """Replace the server's weights; after a failure it stays paused rather than half new."""
-        self._fingerprint = ()
+        named = {**weights, **_under_other_names(model, weights)}
         self._server.post("/pause?mode=abort")
-        self._transport(model)
+        self._transport(revert_weight_conversion(model, named))
         self._server.post("/reset_prefix_cache")
-        self._label = f"{self._run}-{next(self._pushes)}"
-        self._server.post("/update_weight_version", {"new_version": self._label})
+        label = f"{self._run}-{next(self._pushes)}"
+        self._server.post("/update_weight_version", {"new_version": label})
         self._server.post("/resume")
+        return label
 
     def _served(self) -> str:
         return str(self._server.get("/weight_info")["weight_version"])
 
 
+def _under_other_names(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tied weights under the names that :func:`plain_weights` leaves out.
+
+    A server whose own copy of the model is not tied keeps its old head without them, and says
+    nothing.
+    """
+    first: dict[int, str] = {}
+    names = [(id(each), name) for name, each in model.named_parameters(remove_duplicate=False)]
+    for identity, name in names:
+        first.setdefault(identity, name)
+    return {
+        name: weights[first[identity]].clone()
+        for identity, name in names
+        if name != first[identity] and first[identity] in weights
+    }
+
+
+def _by_one_rank(work: Callable[[], T], together: bool) -> T:
+    """What the first rank's work returns, on every rank, or the error it ends with.
+
+    Args:
+        work: Asks the server; done by every rank for itself where they do not act together.
+        together: Whether all ranks call this.
+    """
+    if not together:
+        return work()
+    outcome: tuple[T | None, str | None] = (None, None)
+    if distributed.get_rank() == 0:
+        try:
+            outcome = (work(), None)
+        except VLLMError as error:
+            outcome = (None, str(error))
+    result, complaint = from_all_ranks(outcome)[0]
+    if complaint is not None:
+        raise VLLMError(complaint)
+    return cast(T, result)
+
+
 @torch.no_grad()
 def fingerprint(model: PreTrainedModel) -> tuple[float, ...]:
-    """Sum and norm of every trained tensor, which every optimizer step changes.
+    """Sum and sum of squares of every trained tensor, which every optimizer step changes.
 
-    They are read off the values: version counters miss writes through ``.data``.
+    They are read off the values: version counters miss writes through ``.data``. A collective
+    where the model is sharded.
     """
-    weights = trained_parameters(model)
+    weights = [
+        each.to_local() if isinstance(each, DTensor) else each for each in trained_parameters(model)
+    ]
     sums = [each.sum(dtype=torch.float64) for each in weights]
-    norms = [torch.linalg.vector_norm(each, dtype=torch.float64) for each in weights]
-    values: list[float] = torch.stack([*sums, *norms]).tolist() if weights else []
-    return (float(id(model)), *values)
+    norms = [torch.linalg.vector_norm(each, dtype=torch.float64) ** 2 for each in weights]
+    if not weights:
+        return (float(id(model)),)
+    values = torch.stack([*sums, *norms])
+    if is_sharded(model):
+        distributed.all_reduce(values)
+    found: list[float] = values.tolist()
+    return (float(id(model)), *found)

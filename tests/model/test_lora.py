@@ -3,7 +3,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sdft.model.head import final_hidden_states
-from sdft.model.lora import LoRA, adapters_off, backbone_state, digest, merged, trained_parameters
+from sdft.model.lora import LoRA, adapters_off, backbone_state, digest, trained_parameters
+from sdft.model.plain_weights import plain_weights
 from sdft.model.pretrained import load_model, save_model
 from tests.model.test_teacher import INPUTS, answer, move
 
@@ -44,7 +45,8 @@ def test_rank_alpha_and_targets_are_taken():
     layer = model.model.layers[0].self_attn.q_proj
     change = 2.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
     expected = layer.base_layer.weight + change
-    torch.testing.assert_close(merged(model).model.layers[0].self_attn.q_proj.weight, expected)
+    found = plain_weights(model)["model.layers.0.self_attn.q_proj.weight"]
+    torch.testing.assert_close(found, expected)
 
 
 def test_dropout_acts_while_the_student_is_scored_and_not_in_eval_mode():
@@ -67,7 +69,15 @@ def test_merging_leaves_the_model_untouched_and_an_export_loads_with_plain_trans
 
 
 def test_a_model_without_adapters_is_exported_as_it_is(tiny):
-    assert merged(tiny.model) is tiny.model
+    weights, saved = plain_weights(tiny.model), tiny.model.state_dict()
+    assert weights.keys() == saved.keys() - {"lm_head.weight"}  # tied to the embedding
+    assert all(torch.equal(weight, saved[name]) for name, weight in weights.items())
+
+
+def test_weights_are_cast_for_who_reads_them(tiny):
+    weights = plain_weights(adapted(), torch.bfloat16)
+    assert {each.dtype for each in weights.values()} == {torch.bfloat16}
+    assert weights.keys() == plain_weights(tiny.model).keys()
 
 
 def test_turning_the_adapters_off_is_undone_also_after_an_error():

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sdft.model.lora import LoRA, merged, trained_parameters
+from sdft.model.lora import LoRA, trained_parameters
+from sdft.model.plain_weights import plain_weights
 from sdft.model.pretrained import load_model
 from sdft.rollout import vllm_server
 from sdft.rollout.engine_registry import make_engine
@@ -31,6 +32,7 @@ class Stub(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.version, self.mode, self.models = "0.33.1", "processed_logprobs", ["tiny"]
+        self.dtype = "torch.float32"
         self.delay, self.failures, self.answer = 0.0, [], self.complete
         self.seen, self.requests, self.pushed = [], [], []
         self.fresh = load_model("tiny-random").model
@@ -48,7 +50,7 @@ class Stub(ThreadingHTTPServer):
             "/version": {"version": self.version},
             "/v1/models": {"data": [{"id": each} for each in self.models]},
             "/server_info?config_format=json": {
-                "vllm_config": {"model_config": {"logprobs_mode": self.mode}}
+                "vllm_config": {"model_config": {"logprobs_mode": self.mode, "dtype": self.dtype}}
             },
             "/weight_info": {"weight_version": self.label},
         }[path]
@@ -128,7 +130,9 @@ def stub(monkeypatch):
 @pytest.fixture
 def connect(stub, tmp_path):
     return lambda **options: make_engine(
-        "vllm", sync_dir=str(tmp_path / "sync"), **{"url": stub.url, "retries": 2, **options}
+        "vllm",
+        sync_dir=str(tmp_path / "sync"),
+        **{"url": stub.url, "retries": 2, "dtype": "float32", **options},
     )
 
 
@@ -148,9 +152,10 @@ def test_completions_follow_the_weights_in_training(stub, connect, lora, tmp_pat
             engine(student.model, RolloutRequest(PROMPTS, GREEDY, end_ids=student.end_ids))
             == expected
         )
-    for name, weight in merged(student.model).state_dict().items():
-        if name in stub.pushed[-1]:
-            torch.testing.assert_close(stub.pushed[-1][name], weight)
+    expected = plain_weights(student.model)
+    assert stub.pushed[-1].keys() == expected.keys() | {"lm_head.weight"}  # tied, sent all the same
+    for name, weight in expected.items():
+        assert torch.equal(stub.pushed[-1][name], weight)
     assert not list((tmp_path / "sync").iterdir())
 
 
@@ -251,7 +256,7 @@ def test_the_server_sleeps_between_rollouts_when_asked_to(stub, connect, tiny):
 def test_each_process_has_a_server_and_a_folder_of_its_own(stub, tiny, monkeypatch, tmp_path):
     monkeypatch.setenv("LOCAL_RANK", stub.url[-1])
     url, folder = stub.url[:-1] + "{local_rank}", tmp_path / "sync-{local_rank}"
-    engine = make_engine("vllm", sync_dir=str(folder), url=url)
+    engine = make_engine("vllm", sync_dir=str(folder), url=url, dtype="float32")
     engine(tiny.model, RolloutRequest(PROMPTS, GREEDY, end_ids=tiny.end_ids))
     assert [path.name for path in tmp_path.iterdir()] == [f"sync-{stub.url[-1]}"]
 
@@ -350,6 +355,24 @@ def test_logprobs_of_another_distribution_are_refused(stub, connect):
     stub.mode = "raw_logprobs"
     with pytest.raises(ValueError, match="--logprobs-mode processed_logprobs"):
         connect()
+
+
+def test_a_server_of_another_precision_is_refused_and_its_own_is_sent(stub, connect, tiny):
+    with pytest.raises(ValueError, match=r"has dtype float32; start it with --dtype bfloat16"):
+        connect(dtype="bfloat16")
+    stub.dtype = "torch.bfloat16"
+    connect(dtype="bfloat16")(tiny.model, RolloutRequest(PROMPTS, GREEDY, end_ids=tiny.end_ids))
+    assert {each.dtype for each in stub.pushed[-1].values()} == {torch.bfloat16}
+
+
+def test_one_update_serves_all_rollouts_of_a_prepared_block(stub, connect, tiny):
+    engine = connect(sleep=True)
+    stub.seen.clear()
+    with engine.prepared(tiny.model):
+        for _ in range(2):
+            engine(tiny.model, RolloutRequest(PROMPTS, GREEDY, end_ids=tiny.end_ids))
+    for path in ("/wake_up", "/collective_rpc", "/weight_info", "/sleep?level=1"):
+        assert stub.seen.count(path) == 1
 
 
 def test_an_answer_that_is_no_json_is_refused(stub, connect):
