@@ -5,19 +5,23 @@ import os
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.device_mesh import init_device_mesh
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sdft.model.lora import trained_parameters
 from sdft.model.pretrained import load_model, save_model
+from sdft.model.sharding import shard
 from sdft.model.tiny_model import byte_tokenizer
 from sdft.rollout.engine_registry import make_engine
 from sdft.rollout.in_place import sample
 from sdft.rollout.request import RolloutRequest, SamplingSettings
 from sdft.rollout.vllm_server import VLLMError
+from tests.processes import on_ranks
 from tests.rollout.vllm_process import VLLMProcess
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -179,6 +183,44 @@ def first(rollout, num_rows):
     return type(rollout)(
         rollout.completions[:num_rows], rollout.logprobs[:num_rows], rollout.ended[:num_rows]
     )
+
+
+def sample_on_a_rank(rank, directory):
+    """Two updates of a sharded student through one server; keep this rank's rows."""
+    url, model_directory = json.loads(Path(directory, "server.json").read_text())
+    model = load_model(model_directory).model
+    move(model, seed=11)
+    shard(model, init_device_mesh("cpu", (2,)))
+    engine = make_engine("vllm", sync_dir=f"{directory}/sync", url=url, dtype="float32", retries=0)
+    settings = SamplingSettings(24)
+    for factor in (1.0, 1.25):
+        with torch.no_grad():
+            for each in trained_parameters(model):
+                each.mul_(factor)
+        with engine.prepared(model):
+            for part in (slice(rank, None, 4), slice(rank + 2, None, 4)):
+                prompts = PROMPTS[part]
+                request = RolloutRequest(
+                    prompts, settings, frozenset([0]), seeds=[5] * len(prompts)
+                )
+                rollout = engine(model, request)
+                torch.save((prompts, rollout), f"{directory}/{factor}-{rank}-{part.start}.pt")
+
+
+def test_a_sharded_student_is_sent_by_one_writer_and_serves_every_rank(server, tmp_path):
+    tied = server.model.with_name("tied")
+    (tmp_path / "server.json").write_text(json.dumps([server.url, str(tied)]))
+    on_ranks(sample_on_a_rank, tmp_path)
+    for factor in (1.0, 1.25):
+        model = moved(server, seed=11).model
+        with torch.no_grad():
+            for each in trained_parameters(model):
+                each.mul_(factor)
+        files = sorted(tmp_path.glob(f"{factor}-*.pt"))
+        assert len(files) == 4
+        for file in files:
+            prompts, rollout = torch.load(file, weights_only=False)
+            assert mean_difference(model, prompts, rollout) <= 1e-3
 
 
 @pytest.mark.parametrize("phase", ["between two rollouts", "in an update", "in a rollout"])
