@@ -1,0 +1,191 @@
+"""What learning costs: prices of methods compared where they have learned equally much.
+
+A trajectory is what one run went through: after every few optimizer steps, how much of the new
+task it had learned and what that had cost so far (drift, forgetting, a change of prior
+capabilities). Methods and learning rates learn at different speeds, so prices after the same
+number of steps, or at the end, say little. Here they are compared at the same learning.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from scipy import stats
+
+CONFIDENCE = 0.95
+NUM_RESAMPLES = 9999
+TARGET_SHARES = (0.5, 0.7, 0.9)
+"""Targets of learning, as shares of the best that any method reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One measurement of a trajectory.
+
+    Args:
+        learning: What was learned so far, such as the accuracy on the new task.
+        price: What it had cost; more is worse. None where it was not measured.
+    """
+
+    learning: float
+    price: float | None
+
+
+def price_at(trajectory: Sequence[Point], target: float) -> float | None:
+    """The price at which a run first reached a target, interpolated linearly.
+
+    The first measurement that is at or above the target decides, and the one before it: the price
+    is that of the straight line between the two. What happens afterwards does not count, so a
+    run that falls back below the target has still reached it.
+
+    Args:
+        trajectory: In order of time.
+        target: Of learning.
+
+    Returns:
+        None if the run never reached the target, or a price there was not measured.
+    """
+    before: Point | None = None
+    for point in trajectory:
+        if point.learning >= target:
+            return _between(before, point, target)
+        before = point
+    return None
+
+
+def _between(before: Point | None, after: Point, target: float) -> float | None:
+    if before is None or after.learning == target:
+        return after.price
+    if before.price is None or after.price is None:
+        return None
+    share = (target - before.learning) / (after.learning - before.learning)
+    return before.price + share * (after.price - before.price)
+
+
+def best_learning(trajectories: Iterable[Sequence[Point]]) -> float:
+    """Mean over runs of the most that each had learned at any time; 0 without runs."""
+    best = [max((point.learning for point in each), default=0.0) for each in trajectories]
+    return statistics.fmean(best) if best else 0.0
+
+
+def choose_rate(pilots: Mapping[float, Sequence[Sequence[Point]]], target: float) -> float:
+    """The learning rate of a method, by a rule that is fixed before the runs it is judged by.
+
+    Of the rates at which most pilot runs reach the target, the one with the least mean price
+    there; if there is no such rate, the one with the most learning.
+
+    Args:
+        pilots: Rate -> trajectories of the runs to choose by, one for each seed.
+        target: Of learning.
+
+    Raises:
+        ValueError: No rates.
+    """
+    if not pilots:
+        raise ValueError("no learning rates to choose from")
+    prices: dict[float, float] = {}
+    for rate, trajectories in pilots.items():
+        reached = [price for each in trajectories if (price := price_at(each, target)) is not None]
+        if 2 * len(reached) > len(trajectories):
+            prices[rate] = statistics.fmean(reached)
+    if prices:
+        return min(prices, key=lambda rate: (prices[rate], rate))
+    return max(pilots, key=lambda rate: (best_learning(pilots[rate]), -rate))
+
+
+@dataclass(frozen=True, slots=True)
+class PairedDifference:
+    """One method's price minus another's at the same learning, paired by seed.
+
+    Args:
+        mean: Over the seeds where both reached the target; None if there are none.
+        low: Lower end of the 95 % percentile bootstrap interval of the mean, over seeds; None for
+            fewer than two seeds. With few seeds such an interval is too narrow.
+        high: Its upper end.
+        p: Two-sided, of the exact sign-flip test: the share of the 2^n ways to swap the two
+            methods within seeds that give a mean at least as far from 0. None for no seeds. With
+            n seeds it cannot be less than 2 / 2^n.
+        num_pairs: n.
+        num_seeds: Seeds that both methods were run with.
+        not_reached: Of these, how many times the one and the other did not reach the target.
+    """
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    num_pairs: int
+    num_seeds: int
+    not_reached: tuple[int, int]
+
+
+def paired_difference(
+    one: Mapping[int, float | None], other: Mapping[int, float | None]
+) -> PairedDifference:
+    """Compare two methods' prices by seed.
+
+    Args:
+        one: Seed -> price at the target, None where it was not reached.
+        other: The same of the other method; only seeds of both count.
+    """
+    seeds = sorted(one.keys() & other.keys())
+    pairs = [(one[seed], other[seed]) for seed in seeds]
+    known = [a - b for a, b in pairs if a is not None and b is not None]
+    missing = (sum(a is None for a, _ in pairs), sum(b is None for _, b in pairs))
+    low, high = bootstrap_interval(known)
+    return PairedDifference(
+        mean=statistics.fmean(known) if known else None,
+        low=low,
+        high=high,
+        p=sign_flip_p(known),
+        num_pairs=len(known),
+        num_seeds=len(seeds),
+        not_reached=missing,
+    )
+
+
+def sign_flip_p(differences: Sequence[float]) -> float | None:
+    """Two-sided p of the exact sign-flip test that differences are symmetric about 0.
+
+    Args:
+        differences: n of them; all 2^n sign patterns are counted.
+    """
+    if not differences:
+        return None
+    observed = abs(math.fsum(differences))
+    tolerance = 1e-12 * math.fsum(map(abs, differences))  # equal sums may differ by rounding
+    num_patterns = 2 ** len(differences)
+    as_far = 0
+    for pattern in range(num_patterns):
+        flipped = (d if pattern >> k & 1 else -d for k, d in enumerate(differences))
+        as_far += abs(math.fsum(flipped)) >= observed - tolerance
+    return as_far / num_patterns
+
+
+def bootstrap_interval(
+    values: Sequence[float], confidence: float = CONFIDENCE
+) -> tuple[float | None, float | None]:
+    """Percentile bootstrap interval of a mean; the same for the same values.
+
+    Args:
+        values: Of independent units, such as differences by seed or by row.
+        confidence: Its nominal coverage.
+
+    Returns:
+        Both ends, or twice None for fewer than two values.
+    """
+    if len(values) < 2:
+        return None, None
+    found = stats.bootstrap(
+        (list(values),),
+        statistics.fmean,
+        n_resamples=NUM_RESAMPLES,
+        confidence_level=confidence,
+        method="percentile",
+        vectorized=False,
+        rng=0,
+    ).confidence_interval
+    return float(found.low), float(found.high)
