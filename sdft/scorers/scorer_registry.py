@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from sdft.scorers import actions, final_numbers, tool_calls
+from sdft.scorers import actions, final_numbers, tagged_answers, tool_calls
 from sdft.scorers import json_objects as json_text
 from sdft.scorers import published_rules as published
 from sdft.scorers import text_answers as answers
@@ -96,6 +96,12 @@ SCORERS: dict[str, Scorer] = {
         Scorer("action_input", actions.actions_gold, actions.action_input),
         Scorer("final_number", final_numbers.number_gold, final_numbers.final_number),
         Scorer("accepted_calls", actions.accepted_gold, actions.accepted_calls),
+        Scorer(
+            "tagged_answer",
+            tagged_answers.topic_gold,
+            tagged_answers.tagged_answer,
+            {"topic_named": tagged_answers.topic_named},
+        ),
         Scorer("json_equal", json_text.object_gold, json_text.json_equal, CALL_PARTS),
         *(Scorer(name, answers.words_gold, rule, FACT_RULES) for name, rule in FACT_RULES.items()),
         Scorer(

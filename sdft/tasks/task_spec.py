@@ -30,7 +30,7 @@ class TaskSpec:
             ``.``, ``-``.
         scorer: Name of the rule that scores completions. None takes the generator's own, or the
             one that all rows name in ``meta.scoring``.
-        generator: A generated task: routing, tool_call or new_facts.
+        generator: A generated task: routing, tool_call, new_facts or topic_tag.
         generator_options: Options of the generator, such as ``num_entities`` of new_facts.
         path: A folder with train.jsonl, validation.jsonl and, if wanted, test.jsonl; relative to
             the working directory.

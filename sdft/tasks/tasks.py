@@ -28,7 +28,12 @@ logger = logging.getLogger(__name__)
 __all__ = ["NUM_GENERATED", "SCORER_OF_GENERATOR", "Task", "TaskSpec", "load_task", "load_tasks"]
 
 NUM_GENERATED: dict[Split, int] = {"train": 512, "validation": 64, "test": 64}
-SCORER_OF_GENERATOR = {"routing": "exact_label", "tool_call": "tool_call", "new_facts": "contains"}
+SCORER_OF_GENERATOR = {
+    "routing": "exact_label",
+    "tool_call": "tool_call",
+    "new_facts": "contains",
+    "topic_tag": "tagged_answer",
+}
 
 
 @dataclass(frozen=True)

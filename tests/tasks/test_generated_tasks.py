@@ -10,10 +10,11 @@ import pytest
 from sdft.tasks.generated import GENERATORS, SPLITS, generate
 
 # English runs at about four characters or 0.75 words per token; these bounds leave room below
-# 50 tokens for a prompt and 16 for a demonstration.
+# 50 tokens for a prompt and 16 for a demonstration
+# of one label, call or fact.
 MAX_PROMPT_CHARACTERS = 200
 MAX_PROMPT_WORDS = 36
-MAX_DEMONSTRATION_CHARACTERS = 50
+MAX_DEMONSTRATION_CHARACTERS = {"topic_tag": 110}  # a sentence and a tag
 MAX_CONTEXT_WORDS = 34
 
 names = pytest.mark.parametrize("name", GENERATORS)
@@ -101,7 +102,7 @@ def test_a_row_is_one_user_message_with_a_bare_answer_and_its_origin(name, split
     for row in generate(name, split, 200, seed=2):
         assert row.task == name
         assert [message["role"] for message in row.prompt] == ["user"]
-        assert row.demonstration == row.answer
+        assert row.demonstration == row.answer or name == "topic_tag"
         assert (row.context is not None) == (name == "new_facts")
         assert (row.meta["generator"], row.meta["split"], row.meta["seed"]) == (name, split, 2)
 
@@ -113,7 +114,7 @@ def test_prompts_contexts_and_demonstrations_are_short_and_filled_in(name, split
         prompt = row.prompt[0]["content"]
         assert len(prompt) <= MAX_PROMPT_CHARACTERS
         assert len(prompt.split()) <= MAX_PROMPT_WORDS
-        assert 0 < len(row.demonstration) <= MAX_DEMONSTRATION_CHARACTERS
+        assert 0 < len(row.demonstration) <= MAX_DEMONSTRATION_CHARACTERS.get(name, 50)
         assert len((row.context or "").split()) <= MAX_CONTEXT_WORDS
         assert not set("{}") & set(prompt + row.demonstration + (row.context or ""))
         assert prompt == prompt.strip()
@@ -140,7 +141,7 @@ def test_fewer_than_one_row_is_refused(name, num_rows):
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="'poems'; use one of routing, tool_call, new_facts"):
+    with pytest.raises(ValueError, match="'poems'; use one of routing, tool_call, new_facts, topic_tag"):
         generate("poems", "train", 8)
 
 

@@ -12,6 +12,7 @@ from sdft.tasks.generated.new_facts import generate_new_facts
 from sdft.tasks.generated.routing import generate_routing
 from sdft.tasks.generated.row_sampling import SPLITS, Split
 from sdft.tasks.generated.tool_call import generate_tool_call
+from sdft.tasks.generated.topic_tag import generate_topic_tag
 from sdft.types import Demonstration
 
 __all__ = ["GENERATORS", "SPLITS", "Split", "generate"]
@@ -20,6 +21,7 @@ GENERATORS: dict[str, Callable[..., list[Demonstration]]] = {
     "routing": generate_routing,
     "tool_call": generate_tool_call,
     "new_facts": generate_new_facts,
+    "topic_tag": generate_topic_tag,
 }
 
 

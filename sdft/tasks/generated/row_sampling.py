@@ -25,11 +25,12 @@ _TENTHS: tuple[Split, ...] = (*("train",) * 8, "validation", "test")
 
 
 class Request(NamedTuple):
-    """A filled template and the response to it."""
+    """A filled template and the response to it; the gold answer, if that is another text."""
 
     text: str
     response: str
     template: str
+    gold: str | None = None
 
 
 def seeded_random(*parts: object) -> random.Random:
@@ -125,7 +126,7 @@ def instructed_rows(
             task=task,
             prompt=({"role": "user", "content": ask(instruction, request.text)},),
             demonstration=request.response,
-            answer=request.response,
+            answer=request.gold or request.response,
             meta={
                 "generator": task,
                 "split": split,

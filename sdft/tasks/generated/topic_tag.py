@@ -34,9 +34,9 @@ INSTRUCTIONS: tuple[str, ...] = (
 
 # Circumstances that a question may add; an answer need not take them up.
 SETTINGS: tuple[str, ...] = (
-    "at home", "this week", "without spending much", "as a beginner", "during winter",
-    "when time is short", "with small children around", "all by myself", "in a tiny flat",
-    "every day", "in summer", "after work",
+    "in winter", "in summer", "in spring", "this week", "this month", "these days",
+    "on a small budget", "with little time", "with two children", "on a rainy day", "after work",
+    "at the weekend",
 )  # fmt: skip
 
 # Kind of question -> its subjects, each one word, which the tag repeats.
