@@ -29,6 +29,7 @@ from callbacks import (
     StageCheckpoint,
     StageExport,
     StopOnSignal,
+    TrajectoryTracker,
 )
 from command_line.fetch_data import fetch_main
 from command_line.renamed_keys import refuse_renamed
@@ -79,6 +80,7 @@ class ContinualCLI(LightningCLI):
         parser.add_lightning_class_args(OpeningRates, "preambles")
         parser.add_lightning_class_args(InContextCheck, "in_context")
         parser.add_lightning_class_args(DriftTracker, "drift")
+        parser.add_lightning_class_args(TrajectoryTracker, "trajectory")
         for name in ("tokenizer", "train_on"):
             parser.link_arguments(f"model.{name}", f"data.{name}", apply_on="instantiate")
         for target in ("model.init_args.seed", "data.seed"):

@@ -12,6 +12,7 @@ from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
+from lightning_modules.anchor import Anchor, StageAnchor
 from lightning_modules.greedy_evaluation import GreedyEvaluation
 from lightning_modules.options import (
     require,
@@ -60,6 +61,8 @@ class ContinualModule(GreedyEvaluation):
         memory: What weights, optimizer and averaged teacher are held in, where all weights are
             trained. full: float32, 20 bytes a parameter with gradients. lean: bfloat16 weights,
             gradients and teacher, updated with stochastic rounding, and 8-bit moments: 8 bytes.
+        anchor: Add weight * KL(model at the stage's start || student) on prompts without
+            demonstrations, as {weight, prompts, …}; null for none.
         micro_batch_size: Rows scored and differentiated at a time, for memory; null for the whole
             batch. Loss and gradient do not depend on it; smaller parts take longer.
         activation_checkpointing: Recompute the student's activations, layer by layer, in the
@@ -87,6 +90,7 @@ class ContinualModule(GreedyEvaluation):
         rollout_engine_options: dict[str, Any] | None = None,
         lora: LoRA | None = None,
         memory: Literal["full", "lean"] = "full",
+        anchor: Anchor | None = None,
         micro_batch_size: int | None = None,
         activation_checkpointing: bool = False,
         revision: str | None = None,
@@ -115,6 +119,7 @@ class ContinualModule(GreedyEvaluation):
             max_new_tokens, temperature=0.0, stop_strings=tuple(stop_strings or ())
         )
         self.rollout_engine = make_engine(rollout_engine, **(rollout_engine_options or {}))
+        self.anchor = None if anchor is None else StageAnchor(anchor)
         self.seed = seed
         self.last_rollout: Rollout | None = None  # of the last training step, for callbacks
         self.clock = LapClock()  # seconds of its phases, for callbacks
@@ -154,6 +159,20 @@ class ContinualModule(GreedyEvaluation):
         begins = stage == "validate" and self.trainer.datamodule.num_stages_done == 0
         if begins and self.trainer.is_global_zero:
             warn_of_short_stages(self.plan, self.warmup_steps)
+
+    def on_train_start(self) -> None:
+        """Record what the anchor holds the student to; a resumed stage has it."""
+        if self.anchor is not None and self.at_stage_start():
+            self.anchor.start_stage(self)
+
+    def anchored(self, loss: Tensor) -> Tensor:
+        """A method's loss plus the anchor's."""
+        kl = None if self.anchor is None else self.anchor.kl(self)
+        if self.anchor is None or kl is None:
+            return loss
+        self.clock.lap("anchor")
+        self.log("train/anchor_kl", kl, batch_size=self.anchor.options.rows_per_step)
+        return loss + self.anchor.options.weight * kl
 
     def at_stage_start(self) -> bool:
         """Whether no optimizer step of the current stage has been taken yet."""
@@ -239,6 +258,8 @@ class ContinualModule(GreedyEvaluation):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave a frozen backbone out; keep what tells that a resumed run has the same one."""
         checkpoint["fixed_settings"] = self.fixed_settings()
+        if self.anchor is not None:
+            checkpoint["anchor"] = self.anchor.state()
         for name in self._backbone():
             del checkpoint["state_dict"][name]
 
@@ -258,6 +279,8 @@ class ContinualModule(GreedyEvaluation):
                 )
         for name, tensor in self._backbone().items():
             checkpoint["state_dict"][name] = tensor
+        if self.anchor is not None:
+            self.anchor.load_state(checkpoint.get("anchor", {}))
         for optimizer in checkpoint.get("optimizer_states", ()):
             store_by_rows(optimizer["state"])
 

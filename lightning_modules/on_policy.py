@@ -28,6 +28,7 @@ class OnPolicyDistillationModule(SDFTModule):
     """
 
     method_name = "on-policy distillation"
+    may_score_demonstrations = False  # there are none
     train_on = "prompts"
 
     def __init__(self, *, teacher: TeacherOptions = ANOTHER_MODEL, **base: Any) -> None:

@@ -52,6 +52,28 @@ def checked_teacher(options: TeacherOptions) -> TeacherOptions:
     return options
 
 
+NEED_OWN_DRAWS = ("sampled_token", "rao_blackwellised")
+"""Divergences that are right for completions drawn from the student alone."""
+
+
+def checked_fraction(fraction: float, *, own_draws_only: bool) -> float:
+    """The share of on-policy rows, refused where it cannot be.
+
+    Args:
+        fraction: From 0 to 1.
+        own_draws_only: The method, divergence or importance weights need the student's own draws.
+    """
+    require(0.0 <= fraction <= 1.0, "on_policy_fraction", fraction, "from 0 to 1")
+    require(
+        fraction == 1.0 or not own_draws_only,
+        "on_policy_fraction",
+        fraction,
+        "1 with this method, or with sampled_token, rao_blackwellised or importance_clip: "
+        "demonstrations are not the student's own draws",
+    )
+    return fraction
+
+
 def checked_divergence(
     name: str,
     options: dict[str, Any],

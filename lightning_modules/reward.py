@@ -30,6 +30,7 @@ class RewardedSDFTModule(SDFTModule):
     """
 
     method_name = "SDFT + reward"
+    may_score_demonstrations = False
 
     def __init__(self, *, reward_weight: float = 0.1, **base: Any) -> None:
         super().__init__(**base)

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from lightning_modules.base import ContinualModule
 from lightning_modules.options import (
+    NEED_OWN_DRAWS,
     checked_divergence,
+    checked_fraction,
     checked_reduction,
     checked_teacher,
     require_above,
@@ -25,6 +27,7 @@ from sdft.loss.reductions import effective_sample_size, importance_weights
 from sdft.model.lora import digest
 from sdft.model.teacher import make_teacher
 from sdft.model.teacher_options import TeacherOptions
+from sdft.rollout.mixing import beside_demonstrations, on_policy_rows
 from sdft.types import DemonstrationBatch, Rollout, TokenIds
 
 EMA_TEACHER: TeacherOptions = {"kind": "ema"}
@@ -70,6 +73,9 @@ class SDFTModule(ContinualModule):
         top_k: Rollout tokens come from the k most likely; 0 for all.
         min_p: Rollout tokens have at least this share of the most likely one's probability; 0 for
             all.
+        on_policy_fraction: Share of the rows whose scored completion is the student's own sample
+            (λ of Agarwal et al. 2024); the others' is the demonstration, which costs no sampling.
+            1 is SDFT as published; below 1 for divergences that need no draws of the student's.
         importance_clip: Weight each loss token by min(p_student / p_sampler, this), for a sampler
             that is another engine than the trainer; null is off and free. It costs one more
             projection. Logged: train/importance_mean, and train/importance_ess, the effective
@@ -78,6 +84,7 @@ class SDFTModule(ContinualModule):
     """
 
     method_name = "SDFT"
+    may_score_demonstrations = True  # whether on_policy_fraction may be below 1
 
     def __init__(
         self,
@@ -93,6 +100,7 @@ class SDFTModule(ContinualModule):
         top_p: float = 1.0,
         top_k: int = 0,
         min_p: float = 0.0,
+        on_policy_fraction: float = 1.0,
         importance_clip: float | None = None,
         **base: Any,
     ) -> None:
@@ -109,11 +117,18 @@ class SDFTModule(ContinualModule):
         self.divergence = checked_divergence(
             divergence, divergence_options or {}, self.sampling, importance_clip
         )
+        self.on_policy_fraction = checked_fraction(
+            on_policy_fraction,
+            own_draws_only=not self.may_score_demonstrations
+            or divergence in NEED_OWN_DRAWS
+            or importance_clip is not None,
+        )
         self.teacher = make_teacher(self.student, checked_teacher(teacher), self.tokenizer)
         self.teacher_head = self.teacher.head(self.student_head)
 
     def on_train_start(self) -> None:
         """A stage's teacher starts from the student; a resumed stage keeps its own."""
+        super().on_train_start()
         if self.at_stage_start():
             self.teacher.start_stage(self.student)
 
@@ -163,7 +178,7 @@ class SDFTModule(ContinualModule):
         loss = self.objective(batch, rollout, positions, weights, student, teacher)
         self.clock.lap("student")
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
-        return loss
+        return self.anchored(loss)
 
     def objective(
         self,
@@ -188,13 +203,30 @@ class SDFTModule(ContinualModule):
         ).loss
 
     def sample(self, batch: DemonstrationBatch) -> Rollout:
-        """One completion per prompt from the student."""
-        seeds, drafts = self.rollout_seeds(len(batch)), batch.demonstrations
-        rollout = self.generate(batch.student_prompts, self.sampling, seeds=seeds, drafts=drafts)
+        """One completion per prompt from the student; off-policy rows have the demonstration."""
+        rows = self.on_policy_rows(len(batch))
+        drawn = self._draw(batch, rows) if rows else None
         self.clock.lap("sample")
-        self._log_rollout(rollout)
-        self.last_rollout = rollout
+        if drawn is not None:
+            self._log_rollout(drawn)
+        self.last_rollout = rollout = beside_demonstrations(drawn, rows, batch.demonstrations)
         return rollout
+
+    def on_policy_rows(self, num_rows: int) -> list[int]:
+        """Rows of this rank's batch to sample for: λ of all rows of the run."""
+        rank, num_ranks = self.trainer.global_rank, self.trainer.world_size
+        first = self.trainer.global_step * num_rows * num_ranks + rank
+        places = range(first, first + num_rows * num_ranks, num_ranks)
+        return on_policy_rows(self.on_policy_fraction, places)
+
+    def _draw(self, batch: DemonstrationBatch, rows: list[int]) -> Rollout:
+        seeds = self.rollout_seeds(len(batch))
+        return self.generate(
+            [batch.student_prompts[row] for row in rows],
+            self.sampling,
+            seeds=[seeds[row] for row in rows],
+            drafts=[batch.demonstrations[row] for row in rows],
+        )
 
     def early_mask(self, rollout: Rollout) -> list[int]:
         """First tokens of each completion that carry no loss."""

@@ -40,7 +40,7 @@ class SFTModule(ContinualModule):
         self.clock.lap("student")
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
         self.log("train/loss_tokens", float(len(positions)), batch_size=len(batch))
-        return loss
+        return self.anchored(loss)
 
     def targets(self, batch: DemonstrationBatch) -> Sequence[TokenIds]:
         """B completions to imitate."""

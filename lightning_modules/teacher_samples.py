@@ -10,7 +10,7 @@ from torch import distributed
 from transformers import PreTrainedModel
 
 from lightning_modules.base import ContinualModule
-from lightning_modules.options import require
+from lightning_modules.options import NEED_OWN_DRAWS, require
 from lightning_modules.sdft import SDFTModule
 from lightning_modules.sft import SFTModule
 from sdft.model.teacher_options import TeacherOptions
@@ -115,6 +115,7 @@ class OfflineDistillationModule(TeacherSamples, SDFTModule):
     """
 
     method_name = "offline distillation"
+    may_score_demonstrations = False  # it has its teacher's completions
 
     def __init__(
         self,
@@ -124,7 +125,7 @@ class OfflineDistillationModule(TeacherSamples, SDFTModule):
         importance_clip: float | None = None,
         **base: Any,
     ) -> None:
-        own = divergence not in ("sampled_token", "rao_blackwellised")
+        own = divergence not in NEED_OWN_DRAWS
         require(own, "divergence", divergence, "one that does not need the student's own draws")
         require(importance_clip is None, "importance_clip", importance_clip, "null")
         super().__init__(divergence=divergence, teacher=teacher, **base)

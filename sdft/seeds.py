@@ -33,6 +33,8 @@ class Stream(IntEnum):
     PASS_AT_K = 10  # sample, task, row
     WEIGHT_ROUNDING = 11  # optimizer step
     TEACHER_ROUNDING = 12  # optimizer step
+    GENERAL_ANSWERS = 13  # prompt
+    ANCHOR_ANSWERS = 14  # stage, prompt
 
 
 def mix_seed(stream: Stream, seed: int, *counters: int | str) -> int:

@@ -105,7 +105,8 @@ class Rollout:
     Args:
         completions: B token-id lists, each with its end-of-turn token when it ended by itself.
         logprobs: B lists as long as the completions: log-probability of each token under the
-            distribution it was drawn from, in nats.
+            distribution it was drawn from, in nats. Empty for a completion that was not drawn in
+            this step, such as a demonstration.
         ended: B flags: the completion stopped by itself within the length limit.
     """
 
@@ -115,5 +116,5 @@ class Rollout:
 
     @property
     def num_tokens(self) -> int:
-        """Completion tokens over all rows."""
-        return sum(len(completion) for completion in self.completions)
+        """Completion tokens that were drawn, over all rows."""
+        return sum(map(len, self.logprobs))

@@ -114,11 +114,12 @@ def step_operations(
     sft = shape.training_passes * shape.forward(prompts, batch.demonstrations)
     if rollout is None:
         return {"rollout": 0.0, "teacher": 0.0, "student": sft, "sft": sft}
-    sampled = shape.forward(prompts, rollout.completions)
+    rows = zip(prompts, rollout.completions, rollout.logprobs, strict=True)
+    drawn = [(prompt, completion) for prompt, completion, logprobs in rows if logprobs]
     return {
-        "rollout": sampled,
+        "rollout": shape.forward(*zip(*drawn, strict=True)) if drawn else 0.0,
         "teacher": shape.forward(batch.teacher_prompts, rollout.completions),
-        "student": shape.training_passes * sampled,
+        "student": shape.training_passes * shape.forward(prompts, rollout.completions),
         "sft": sft,
     }
 

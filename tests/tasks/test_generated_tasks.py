@@ -141,7 +141,9 @@ def test_fewer_than_one_row_is_refused(name, num_rows):
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="'poems'; use one of routing, tool_call, new_facts, topic_tag"):
+    with pytest.raises(
+        ValueError, match="'poems'; use one of routing, tool_call, new_facts, topic_tag"
+    ):
         generate("poems", "train", 8)
 
 
