@@ -16,7 +16,6 @@ from lightning_modules import (
 from lightning_modules.anchor import Anchor
 from tests.lightning_modules.test_modules import Recorder, Referenced, sdft, train
 
-
 KEPT = {"kind": "ema", "reset_each_stage": False}
 
 

@@ -8,15 +8,12 @@ number of steps, or at the end, say little. Here they are compared at the same l
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy import stats
+from sdft.report.statistics import bootstrap_interval, sign_flip_p
 
-CONFIDENCE = 0.95
-NUM_RESAMPLES = 9999
 TARGET_SHARES = (0.5, 0.7, 0.9)
 """Targets of learning, as shares of the best that any method reached."""
 
@@ -135,57 +132,13 @@ def paired_difference(
     pairs = [(one[seed], other[seed]) for seed in seeds]
     known = [a - b for a, b in pairs if a is not None and b is not None]
     missing = (sum(a is None for a, _ in pairs), sum(b is None for _, b in pairs))
-    low, high = bootstrap_interval(known)
+    low, high = bootstrap_interval(known) if len(known) > 1 else (None, None)
     return PairedDifference(
         mean=statistics.fmean(known) if known else None,
         low=low,
         high=high,
-        p=sign_flip_p(known),
+        p=sign_flip_p(known) if known else None,
         num_pairs=len(known),
         num_seeds=len(seeds),
         not_reached=missing,
     )
-
-
-def sign_flip_p(differences: Sequence[float]) -> float | None:
-    """Two-sided p of the exact sign-flip test that differences are symmetric about 0.
-
-    Args:
-        differences: n of them; all 2^n sign patterns are counted.
-    """
-    if not differences:
-        return None
-    observed = abs(math.fsum(differences))
-    tolerance = 1e-12 * math.fsum(map(abs, differences))  # equal sums may differ by rounding
-    num_patterns = 2 ** len(differences)
-    as_far = 0
-    for pattern in range(num_patterns):
-        flipped = (d if pattern >> k & 1 else -d for k, d in enumerate(differences))
-        as_far += abs(math.fsum(flipped)) >= observed - tolerance
-    return as_far / num_patterns
-
-
-def bootstrap_interval(
-    values: Sequence[float], confidence: float = CONFIDENCE
-) -> tuple[float | None, float | None]:
-    """Percentile bootstrap interval of a mean; the same for the same values.
-
-    Args:
-        values: Of independent units, such as differences by seed or by row.
-        confidence: Its nominal coverage.
-
-    Returns:
-        Both ends, or twice None for fewer than two values.
-    """
-    if len(values) < 2:
-        return None, None
-    found = stats.bootstrap(
-        (list(values),),
-        statistics.fmean,
-        n_resamples=NUM_RESAMPLES,
-        confidence_level=confidence,
-        method="percentile",
-        vectorized=False,
-        rng=0,
-    ).confidence_interval
-    return float(found.low), float(found.high)

@@ -1,16 +1,11 @@
-import itertools
-import math
-
 import pytest
 
-from sdft.evaluation.matched_learning import (
+from sdft.report.matched_learning import (
     Point,
     best_learning,
-    bootstrap_interval,
     choose_rate,
     paired_difference,
     price_at,
-    sign_flip_p,
 )
 
 RISING = [Point(0.0, 0.0), Point(0.2, 0.4), Point(0.6, 0.8), Point(0.9, 1.4)]
@@ -68,40 +63,6 @@ def test_without_a_rate_that_reaches_the_target_the_one_that_learns_most_is_chos
     assert choose_rate({1e-5: [[Point(0.1, 0.0)]], 2e-5: [[Point(0.3, 9.0)]]}, 0.5) == 2e-5
     with pytest.raises(ValueError, match="no learning rates"):
         choose_rate({}, 0.5)
-
-
-@pytest.mark.parametrize(
-    ("differences", "p"),
-    [
-        ([1.0], 1.0),
-        ([1.0, 2.0, 3.0], 2 / 8),  # only itself and its mirror image are as far from 0
-        ([1.0, -1.0], 1.0),
-        ([3.0, 1.0, -2.0], 6 / 8),  # sums of all signs: 6 4 2 0 0 -2 -4 -6, against 2
-        ([0.1] * 6, 2 / 64),
-        ([0.0, 0.0], 1.0),
-    ],
-)
-def test_sign_flip_p_is_that_of_counting_by_hand(differences, p):
-    assert sign_flip_p(differences) == p
-
-
-def test_sign_flip_p_of_nothing_is_none():
-    assert sign_flip_p([]) is None
-
-
-def test_bootstrap_interval_is_that_of_all_resamples():
-    """With three values the 27 resamples can be written out, and their quantiles read off."""
-    values = [1.0, 2.0, 6.0]
-    means = sorted(sum(each) / 3 for each in itertools.product(values, repeat=3))
-    low, high = bootstrap_interval(values, confidence=0.8)
-    assert low == pytest.approx(means[math.floor(0.1 * 27)], abs=0.34)
-    assert high == pytest.approx(means[math.floor(0.9 * 27)], abs=0.34)
-    assert bootstrap_interval(values) == bootstrap_interval(values)
-
-
-def test_bootstrap_interval_of_equal_values_is_a_point_and_of_one_value_unknown():
-    assert bootstrap_interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
-    assert bootstrap_interval([0.5]) == (None, None)
 
 
 def test_differences_are_taken_within_seeds_that_both_reached():
