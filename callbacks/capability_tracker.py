@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
+from callbacks.run_loggers import log_stage
 from sdft.evaluation.capabilities.capability_record import (
     CapabilityRow,
     capability_record,
@@ -107,10 +107,9 @@ class CapabilityTracker(L.Callback):
     def _publish(self, trainer: L.Trainer, row: CapabilityRow) -> None:
         record = capability_record(self.suites, self.source, self.num_rows, self.rows)
         write_json_atomically(Path(trainer.default_root_dir) / "capabilities.json", record)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                for name, value in {**row["scores"], "average": row["average"]}.items():
-                    logger.experiment.add_scalar(f"capability/{name}", value, row["stage"])
+        scores = {**row["scores"], "average": row["average"]}
+        scalars = {f"capability/{name}": value for name, value in scores.items()}
+        log_stage(trainer, scalars, row["stage"], row["global_step"])
 
 
 def _load_tasks(suites: list[Suite], folder: str | None, num_rows: int | None) -> dict[str, Any]:

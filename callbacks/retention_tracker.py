@@ -9,9 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
+from callbacks.run_loggers import log_figure, log_stage
 from sdft.evaluation.figures import accuracy_heatmap, forgetting_curves, png_bytes, retention_figure
 from sdft.evaluation.retention_record import (
     HeldOutScores,
@@ -52,9 +51,9 @@ class RetentionTracker(L.Callback):
 
     Each evaluation of the sequence (``trainer.validate``) adds a row to the accuracy matrix. The
     rows go to ``retention.json`` and ``retention.png`` in the trainer's ``default_root_dir`` and
-    to TensorBoard, where x is the number of stages done. Test accuracies join ``retention.json``.
-    Checkpoints hold the rows: a resumed run goes on from them, never from the files. Evaluations
-    outside a sequence are left alone, so they cannot overwrite a run's results.
+    to the run's loggers; in TensorBoard x is the number of stages done. Test accuracies join
+    ``retention.json``. Checkpoints hold the rows: a resumed run continues from them, never from
+    the files. Evaluations outside a sequence are left alone: they cannot overwrite a run's results.
     """
 
     def __init__(self) -> None:
@@ -133,17 +132,19 @@ class RetentionTracker(L.Callback):
         # A run directory without the file has seen none of the rows that a checkpoint brought.
         first = len(self.rows) - 1 if path.exists() else 0
         matrix = matrix_from_rows(self._tasks, self.rows)
-        title = f"{module.method_name}, {module.model_name}"
-        figure = png_bytes(retention_figure(self._tasks, matrix, title))
+        figure = png_bytes(retention_figure(self._tasks, matrix, _title(trainer, module)))
         write_json_atomically(path, self._record(module))
         write_bytes_atomically(path.with_suffix(".png"), figure)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 self._write_layout(logger)
-                for num_rows in range(first + 1, len(self.rows) + 1):
-                    _write_scalars(logger.experiment, self._record(module, num_rows))
-                self._write_figures(logger.experiment, matrix)
-                logger.experiment.flush()
+        for num_rows in range(first + 1, len(self.rows) + 1):
+            row = self.rows[num_rows - 1]
+            scalars = _scalars(self._record(module, num_rows))
+            log_stage(trainer, scalars, row["stage"], row["global_step"])
+        place = (self.rows[-1]["stage"], self.rows[-1]["global_step"])
+        log_figure(trainer, "retention/curves", forgetting_curves(self._tasks, matrix), *place)
+        log_figure(trainer, "retention/matrix", accuracy_heatmap(self._tasks, matrix), *place)
 
     def _write_layout(self, logger: TensorBoardLogger) -> None:
         """Once for a log directory: charts that overlay all tasks."""
@@ -158,11 +159,6 @@ class RetentionTracker(L.Callback):
             ]
         logger.experiment.add_custom_scalars({"retention": charts})
 
-    def _write_figures(self, writer: SummaryWriter, matrix: Tensor) -> None:
-        stage = self.rows[-1]["stage"]
-        writer.add_figure("retention/curves", forgetting_curves(self._tasks, matrix), stage)
-        writer.add_figure("retention/matrix", accuracy_heatmap(self._tasks, matrix), stage)
-
 
 def _json_path(trainer: L.Trainer) -> Path:
     return Path(trainer.default_root_dir) / "retention.json"
@@ -173,8 +169,16 @@ def _pattern(prefix: str, task: str) -> str:
     return f"^{re.escape(f'{prefix}/{task}')}$"
 
 
-def _write_scalars(writer: SummaryWriter, record: RetentionRecord) -> None:
-    """The last row and what follows from it, at x = stage; nothing where nothing was measured."""
+def _title(trainer: L.Trainer, module: NamedMethod) -> str:
+    """Method, model, settings and seed."""
+    plan, rate = trainer.datamodule.plan, getattr(module, "learning_rate", None)
+    settings = [] if rate is None else [f"learning rate {rate:g}"]
+    settings += [f"batch size {plan.batch_size}", f"seed {plan.seed}"]
+    return ", ".join([module.method_name, module.model_name, *settings])
+
+
+def _scalars(record: RetentionRecord) -> dict[str, float]:
+    """The last row and what follows from it; nothing where nothing was measured."""
     row = record["rows"][-1]
     scalars = {
         **{f"accuracy/{task}": value for task, value in row["accuracy"].items()},
@@ -183,6 +187,4 @@ def _write_scalars(writer: SummaryWriter, record: RetentionRecord) -> None:
         "retention/backward_transfer": record["backward_transfer"],
         "retention/forward_transfer": record["forward_transfer"],
     }
-    for tag, value in scalars.items():
-        if value is not None:
-            writer.add_scalar(tag, value, row["stage"])
+    return {tag: value for tag, value in scalars.items() if value is not None}

@@ -1,13 +1,15 @@
-"""What the student wrote, as text in TensorBoard."""
+"""What the student wrote, as text in the run's loggers."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from callbacks.run_loggers import log_table
 from sdft.types import Rollout
+
+COLUMNS = ("prompt", "demonstration", "rollout", "what the teacher reads before it")
 
 
 class RolloutText(L.Callback):
@@ -29,18 +31,11 @@ class RolloutText(L.Callback):
         rollout: Rollout | None = pl_module.last_rollout
         if rollout is None or trainer.global_step % self.every_n_steps:
             return
-        completions = pl_module.tokenizer.batch_decode(rollout.completions[: self.num_rows])
-        table = "| prompt | demonstration | rollout |\n| --- | --- | --- |\n" + "\n".join(
-            "| "
-            + " | ".join(map(_cell, (row.prompt[-1]["content"], row.demonstration, text)))
-            + " |"
-            for row, text in zip(batch.rows, completions, strict=False)
-        )
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("rollouts", table, trainer.global_step)
-
-
-def _cell(text: str) -> str:
-    """Text as one Markdown table cell."""
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", "<br>")
+        decode = pl_module.tokenizer.batch_decode
+        completions = decode(rollout.completions[: self.num_rows])
+        read = decode(batch.teacher_prompts[: self.num_rows])
+        rows = [
+            (row.prompt[-1]["content"], row.demonstration, completion, prompt)
+            for row, completion, prompt in zip(batch.rows, completions, read, strict=False)
+        ]
+        log_table(trainer, "rollouts", COLUMNS, rows)

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from callbacks.sharded_checkpoint import save_in_shards
@@ -132,7 +133,9 @@ class StageCheckpoint(Checkpoint):
 
 
 class SettingsRecord(L.Callback):
-    """Keeps in every checkpoint what a resumed run must share with it.
+    """Keeps in every checkpoint what a resumed run must share with it, and logs it.
+
+    TensorBoard's page of hyper-parameters compares runs by their average accuracy in the end.
 
     Args:
         settings: Options that alter the run, by name.
@@ -146,6 +149,18 @@ class SettingsRecord(L.Callback):
     ) -> None:
         """Add them."""
         checkpoint["settings"] = self.settings
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log them before the first stage, and again with the outcome after the last."""
+        plan, stage = trainer.datamodule.plan, trainer.datamodule.num_stages_done
+        found = [trainer.callback_metrics.get(f"accuracy/{task}") for task in plan.tasks]
+        measured = [float(value) for value in found if value is not None]
+        for logger in trainer.loggers:
+            if stage == plan.num_stages and isinstance(logger, TensorBoardLogger) and measured:
+                outcome = {"hp/average_accuracy": sum(measured) / len(measured)}
+                logger.log_hyperparams(self.settings, outcome)
+            elif stage == 0:
+                logger.log_hyperparams(self.settings)
 
 
 def at_stage_end(trainer: L.Trainer) -> bool:

@@ -7,7 +7,6 @@ checkpoint whose global step is a stage's first step lies between two stages.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,8 +21,6 @@ from sdft.runs.checkpoint_files import LAST, ResumeError, read_counters
 from sdft.runs.failures import StoppedEarly, UsageError
 from sdft.runs.run_directory import NAMED_CHECKPOINTS, settle_run
 from sdft.stages import StagePlan
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +90,6 @@ def _run_sequence(
         drop_disagreeing(datamodule, module.student, report, resumed=ckpt_path is not None)
     if trainer.fast_dev_run:
         shorten(trainer, datamodule)
-    else:
-        _warn_of_warm_up(getattr(module, "warmup_steps", 0), datamodule.plan)
     plan = datamodule.plan
     _check_ranks(trainer.world_size, plan.batch_size)
     num_done = 0
@@ -119,22 +114,6 @@ def _resolved(trainer: L.Trainer, ckpt_path: str | Path | None) -> Path | None:
         return None if ckpt_path is None else Path(ckpt_path)
     found = settle_run(Path(trainer.default_root_dir), str(ckpt_path), False)
     return None if found is None else Path(found)
-
-
-def _warn_of_warm_up(warmup_steps: int, plan: StagePlan) -> None:
-    """Say which stages end before their learning rate has reached its peak."""
-    short = [
-        f"{task} ({plan.steps_in_stage(stage)} steps)"
-        for stage, task in enumerate(plan.tasks)
-        if plan.steps_in_stage(stage) <= warmup_steps
-    ]
-    if short:
-        logger.warning(
-            "model.warmup_steps is %d, as long as the whole stage or longer in %s: lower it, or "
-            "train on more examples",
-            warmup_steps,
-            ", ".join(short),
-        )
 
 
 def read_resume_point(path: Path, plan: StagePlan) -> ResumePoint:

@@ -26,7 +26,12 @@ from sdft.loss.reductions import reduction_weights
 from sdft.model.head import VocabularyHead
 from sdft.model.lean_adamw import LeanAdamW
 from sdft.model.lora import LoRA, backbone_state, digest, trained_parameters
-from sdft.model.optimizer import WarmupCosine, gradients_are_finite, store_by_rows
+from sdft.model.optimizer import (
+    WarmupCosine,
+    gradient_norm,
+    gradients_are_finite,
+    store_by_rows,
+)
 from sdft.model.pretrained import LoadedModel, load_model
 from sdft.model.sharding import shard
 from sdft.rollout.engine_registry import make_engine
@@ -311,10 +316,16 @@ class ContinualModule(GreedyEvaluation):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Skip a step whose loss or gradient is NaN or infinite on any rank: nothing moves."""
-        finite = self._loss_is_finite and gradients_are_finite(self.student)
+        norm = gradient_norm(self.student)
+        in_range = bool(norm.isfinite()) or gradients_are_finite(self.student)
+        finite = self._loss_is_finite and in_range
         self.step_skipped = not self.trainer.strategy.reduce_boolean_decision(finite)
         if self.step_skipped:
             optimizer.zero_grad()
+            return
+        if self.device_mesh is not None:  # each rank has a part of every gradient
+            norm = self.trainer.strategy.reduce(norm.square(), reduce_op="sum").sqrt()
+        self.log("train/gradient_norm", norm)  # before clipping
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None

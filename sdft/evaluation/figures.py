@@ -49,7 +49,7 @@ LEGEND_PLACE: dict[str, Any] = {
 }
 DARKEST = 1.25
 """Value at the dark end of the colour map: above 1, so that a frame shows on a cell of 100 %."""
-TITLE_CHARACTERS = 64
+TITLE_CHARACTERS = 90
 LABEL_CHARACTERS = 30
 TICK_CHARACTERS = 16
 MIN_LABEL_GAP = 0.06

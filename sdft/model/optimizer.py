@@ -30,10 +30,15 @@ class WarmupCosine:
         return 0.5 * (1 + math.cos(math.pi * min((step - self.warmup_steps) / remaining, 1.0)))
 
 
+def gradient_norm(model: nn.Module) -> Tensor:
+    """() Euclidean norm of this rank's part of all gradients, in float64; it may be infinite."""
+    norms = _norms(model, 2.0)
+    return norms.double().norm() if len(norms) else norms.double().sum()
+
+
 def gradients_are_finite(model: nn.Module) -> bool:
-    """Whether no gradient holds NaN or infinity, on this rank."""
-    gradients = [_own(each.grad) for each in model.parameters() if each.grad is not None]
-    return not gradients or bool(torch.stack(_norms(gradients)).isfinite().all())
+    """Whether no gradient holds NaN or infinity, on this rank, however large the entries are."""
+    return bool(_norms(model, float("inf")).isfinite().all())
 
 
 def store_by_rows(state: dict[int, dict[str, Any]]) -> None:
@@ -58,7 +63,9 @@ def _own(gradient: Tensor) -> Tensor:
     return gradient
 
 
-def _norms(gradients: list[Tensor]) -> list[Tensor]:
-    """Largest magnitudes: infinite or NaN where an entry is, however large the others are."""
-    norms: tuple[Tensor, ...] = torch._foreach_norm(gradients, ord=float("inf"))
-    return list(norms)
+def _norms(model: nn.Module, order: float) -> Tensor:
+    """Norm of each parameter's gradient, of those that have one, in float32."""
+    gradients = [_own(each.grad) for each in model.parameters() if each.grad is not None]
+    if not gradients:
+        return torch.zeros(0)
+    return torch.stack(torch._foreach_norm(gradients, ord=order, dtype=torch.float32))

@@ -1,5 +1,4 @@
 import json
-import logging
 import time
 from datetime import timedelta
 
@@ -29,11 +28,11 @@ def stop(trainer):
     trainer.should_stop = True
 
 
-def setting(folder, *callbacks, warmup_steps=0, **flags):
+def setting(folder, *callbacks, **flags):
     """A trainer, a module and two tasks of 3 and 2 steps."""
     specs = [write_task(folder, name, num_train=num) for name, num in (("one", 6), ("two", 4))]
     module = SDFTModule(
-        pretrained="tiny-random", learning_rate=1e-2, warmup_steps=warmup_steps, max_new_tokens=6
+        pretrained="tiny-random", learning_rate=1e-2, warmup_steps=0, max_new_tokens=6
     )
     data = ContinualDataModule(specs, module.tokenizer, batch_size=2, teacher_template="dialogue")
     own = {"accelerator": "cpu", "default_root_dir": folder / "run", **QUIET, **flags}
@@ -166,14 +165,3 @@ def test_a_checkpoint_loads_as_a_module_without_a_trainer(tmp_path):
     loaded = SDFTModule.load_from_checkpoint(file, pretrained="tiny-random", weights_only=True)
     for name, tensor in module.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
-
-
-@pytest.mark.parametrize(
-    ("warmup_steps", "named"), [(1, None), (2, "in two (2 steps):"), (3, "in one (3 steps), two")]
-)
-def test_a_stage_that_is_all_warm_up_is_named(warmup_steps, named, tmp_path, caplog):
-    with caplog.at_level(logging.WARNING):
-        fit_sequence(*setting(tmp_path, warmup_steps=warmup_steps, enable_checkpointing=False))
-    said = [each.getMessage() for each in caplog.records if "warmup_steps" in each.getMessage()]
-    assert len(said) == (named is not None)
-    assert named is None or named in said[0]
