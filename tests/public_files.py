@@ -136,6 +136,7 @@ def _write(name: str, key: str, path: Path) -> None:
 def _text(name: str, key: str) -> str:
     lines = {
         "bfcl": _function_calls,
+        "gsm8k": _problems,
         "suite_arc_easy": _choices,
         "suite_winogrande": _blanks,
     }
@@ -213,6 +214,11 @@ def _apis(key: str) -> Any:
 
 def _choices(_: str) -> Any:
     return [{"query": "Question: What?", "choices": ["this", "that"], "gold": 1}] * NUM_ROWS
+
+
+def _problems(key: str) -> Any:
+    number = 200 + NUM_ROWS if key == "train" else NUM_ROWS
+    return [{"question": f"{n} and {n}?", "answer": f"Add.\n#### {2 * n}"} for n in range(number)]
 
 
 def _blanks(_: str) -> Any:

@@ -17,7 +17,15 @@ PAPER = [
     *("science", "science_authors", "tool_use", "tool_use_authors"),
     *("pubmedqa", "medical", "knowledge", "three_tasks"),
 ]
-SMALL = ["science", "tool_use", "medical", "knowledge", "knowledge_generated", "three_tasks"]
+SMALL = [
+    "gsm8k",
+    "science",
+    "tool_use",
+    "medical",
+    "knowledge",
+    "knowledge_generated",
+    "three_tasks",
+]
 EXPERIMENTS = [
     (CONFIGS / "quickstart.yaml",),
     (CONFIGS / "smollm2" / "quickstart_longer.yaml",),

@@ -39,8 +39,8 @@ SUITES = [name for name in description_names() if name.startswith("suite_")]
 
 @pytest.mark.parametrize("name", sorted({*description_names()} - {*SUITES}))
 def test_a_public_data_set_becomes_rows_whose_demonstrations_score(name, public_data):
-    judge = {"scorer": "contains"} if name == "huatuo" else {}
-    task = load_task(TaskSpec(name=name, source=name, **judge))
+    named = {"huatuo": {"scorer": "contains"}, "gsm8k": {"scorer": "final_number"}}
+    task = load_task(TaskSpec(name=name, source=name, **named.get(name, {})))
     assert task.train
     assert task.validation
     assert task.test

@@ -37,6 +37,7 @@ CONVERTERS: Mapping[str, Converter] = {
         public_medicine.pubmedqa,
         public_science.chemistry,
         public_science.chemistry_authors,
+        public_science.gsm8k,
         public_suites.suite_arc_easy,
         public_suites.suite_hellaswag,
         public_suites.suite_mmlu,

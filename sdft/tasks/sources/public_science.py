@@ -1,13 +1,14 @@
-"""Rows of SciKnowEval's chemistry, level 3, as the SDFT authors and a fork of theirs cut them."""
+"""Rows of SciKnowEval's chemistry as the SDFT authors and a fork of theirs cut them; and GSM8K."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
-from sdft.tasks.sources.records import Files, Record, arrow_rows
+from sdft.tasks.sources.records import Files, Record, arrow_rows, json_lines, one_turn
 
-NUM_VALIDATION = 100
+NUM_VALIDATION = 100  # of the authors' chemistry
+NUM_MATH_VALIDATION = 200
 _ANSWER = re.compile(r"<answer>\s*(?P<letter>[A-D])\s*</answer>")
 _NOT_LETTERS = re.compile(r"[^a-z0-9]+")
 _FIRST_OPTION = re.compile(r"\n+A[.:] ")
@@ -66,3 +67,22 @@ def chemistry_authors(files: Files) -> Iterator[Record]:
 def _stem(row: Record) -> str:
     question = row["prompt"][-1]["content"].split("Question: ")[-1]
     return _NOT_LETTERS.sub(" ", _FIRST_OPTION.split(question)[0].lower()).strip()
+
+
+def gsm8k(files: Files) -> Iterator[Record]:
+    """GSM8K's word problems; the last 200 training rows validate.
+
+    Cobbe et al., arXiv 2110.14168.
+    """
+    train, test = (list(json_lines(files[name])) for name in ("train", "test"))
+    held_out = len(train) - NUM_MATH_VALIDATION
+    splits = {"train": train[:held_out], "validation": train[held_out:], "test": test}
+    for split, rows in splits.items():
+        for index, row in enumerate(rows):
+            yield {
+                "split": split,
+                "id": f"gsm8k-{split}-{index}",
+                "prompt": one_turn(row["question"]),
+                "demonstration": row["answer"],
+                "answer": row["answer"],
+            }
