@@ -51,14 +51,7 @@ def write_run(
     record = {"method": method, "model": "tiny", "tasks": tasks, "rows": rows, "test": None}
     if parts:
         record["test"] = {"accuracy": dict.fromkeys(tasks, 0.5), "global_step": 10}
-        (folder / "cost.json").write_text(json.dumps(COST))
-        (folder / "capabilities.json").write_text(json.dumps(CAPABILITIES))
-        (folder / "pass_at_k.json").write_text(json.dumps(PASS_AT_K))
-        (folder / "answers").mkdir()
-        for stage in range(len(matrix)):
-            line = {"task": tasks[0], "id": "7", "prompt": "What is the capital of Peru?"}
-            line |= {"expected": "Lima", "score": 1.0, "answer": f"{answer} {stage}"}
-            (folder / "answers" / f"stage-{stage}.jsonl").write_text(json.dumps(line))
+        write_parts(folder, tasks[0], len(matrix), answer)
     config = {
         "seed_everything": seed,
         "run_dir": str(folder),
@@ -68,3 +61,15 @@ def write_run(
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "retention.json").write_text(json.dumps(record))
     return folder
+
+
+def write_parts(folder: Path, task: str, num_stages: int, answer: str) -> None:
+    """Costs, prior capabilities, pass@k and an answer at every stage."""
+    (folder / "cost.json").write_text(json.dumps(COST))
+    (folder / "capabilities.json").write_text(json.dumps(CAPABILITIES))
+    (folder / "pass_at_k.json").write_text(json.dumps(PASS_AT_K))
+    (folder / "answers").mkdir()
+    for stage in range(num_stages):
+        line = {"task": task, "id": "7", "prompt": "What is the capital of Peru?"}
+        line |= {"expected": "Lima", "score": 1.0, "answer": f"{answer} {stage}"}
+        (folder / "answers" / f"stage-{stage}.jsonl").write_text(json.dumps(line))

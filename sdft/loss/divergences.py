@@ -29,12 +29,10 @@ class Divergence(ABC):
     """A per-position divergence of the student from the teacher.
 
     Attributes:
-        needs_teacher: The teacher's logits are read; where False, anything may be passed.
         prefix_score: The gradient also holds the score of the sampled prefix, which couples the
             positions of a sequence; :mod:`sdft.loss.distillation` adds that part.
     """
 
-    needs_teacher: ClassVar[bool] = True
     prefix_score: ClassVar[bool] = False
 
     @abstractmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,8 +38,6 @@ class SampledToken(Divergence):
 @dataclass(frozen=True)
 class CrossEntropy(Divergence):
     """-log p_student(token): supervised fine-tuning's loss; there is no teacher."""
-
-    needs_teacher: ClassVar[bool] = False
 
     def values(self, student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor) -> Tensor:
         """The negative log-likelihood of the token."""

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter, ScalarFormatter
 
 from sdft.evaluation.figures import COLOURS, FAINT, INK, draw_curves, label_points, name_stages
+from sdft.evaluation.statistics import Estimate, pareto_front
 from sdft.report.comparison import (
     RETENTION,
     Comparison,
@@ -26,7 +27,6 @@ from sdft.report.comparison import (
     common_suites,
 )
 from sdft.report.panels import GRID, PANEL_HEIGHT, Chart, Panel
-from sdft.report.statistics import Estimate, pareto_front
 
 NAME_HEIGHT = 0.2
 """Inches that a name at the edge of a panel needs."""

@@ -18,8 +18,8 @@ from sdft.evaluation.metrics import (
     learning_gain,
     normalised_gain,
 )
+from sdft.evaluation.statistics import Estimate
 from sdft.report.load_runs import Run
-from sdft.report.statistics import Estimate
 
 ABSENT = "not in its config.yaml"
 """Stands for the value of an option that only other runs have."""

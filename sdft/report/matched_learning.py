@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sdft.report.statistics import bootstrap_interval, sign_flip_p
+from sdft.evaluation.statistics import bootstrap_interval, sign_flip_p
 
 TARGET_SHARES = (0.5, 0.7, 0.9)
 """Targets of learning, as shares of the best that any method reached."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from sdft.evaluation.metrics import last_measured_stage
+from sdft.evaluation.statistics import Estimate
 from sdft.report.comparison import (
     RETENTION,
     Comparison,
@@ -20,7 +21,6 @@ from sdft.report.comparison import (
     held_out_accuracy,
 )
 from sdft.report.load_runs import Run, StageAnswer
-from sdft.report.statistics import Estimate
 
 NOT_MEASURED = "not measured"
 UNDEFINED = "undefined"

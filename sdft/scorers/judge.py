@@ -52,7 +52,6 @@ class Judge:
             with the fields question, reference and answer.
         cache: JSON Lines file of the verdicts so far.
         api_key_variable: Environment variable with the key; without it no key is sent.
-        max_reply_tokens: Longest reply; a judge that reasons needs more.
         num_attempts: Requests for one verdict before the run ends.
         timeout_s: Longest wait for a reply, in seconds.
 
@@ -65,7 +64,6 @@ class Judge:
     prompt: str = "knowledge"
     cache: str = "runs/judge.jsonl"
     api_key_variable: str = "OPENAI_API_KEY"
-    max_reply_tokens: int = 512
     num_attempts: int = 5
     timeout_s: float = 60.0
     _template: Template = field(init=False, repr=False, compare=False)
@@ -74,9 +72,8 @@ class Judge:
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
             raise ValueError(f"judge.url is {self.url!r}; it must begin with http:// or https://")
-        for name in ("max_reply_tokens", "num_attempts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"judge.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.num_attempts < 1:
+            raise ValueError(f"judge.num_attempts is {self.num_attempts}; it must be at least 1")
         if self.timeout_s <= 0:
             raise ValueError(f"judge.timeout_s is {self.timeout_s}; it must be above 0")
         self._template = _template(self.prompt)
@@ -112,7 +109,6 @@ class Judge:
             self.url,
             self.model,
             os.environ.get(self.api_key_variable),
-            self.max_reply_tokens,
             self.num_attempts,
             self.timeout_s,
         )

@@ -10,6 +10,9 @@ import urllib.request
 from dataclasses import dataclass, field
 from typing import Any
 
+MAX_REPLY_TOKENS = 4096
+"""Longest reply: room for a judge that reasons before its verdict."""
+
 FIRST_WAIT_S = 0.5  # before the first retry; doubles with each
 WORTH_A_RETRY = frozenset({408, 409, 429})  # besides server errors
 
@@ -30,7 +33,6 @@ class Endpoint:
         url: Where it begins, such as http://127.0.0.1:8000/v1.
         model: The model's name there.
         api_key: Sent as a bearer token; None sends none. Never shown.
-        max_reply_tokens: Longest reply.
         num_attempts: Requests before giving up.
         timeout_s: Longest wait for a reply, in seconds.
     """
@@ -38,7 +40,6 @@ class Endpoint:
     url: str
     model: str
     api_key: str | None = field(repr=False)
-    max_reply_tokens: int
     num_attempts: int
     timeout_s: float
 
@@ -74,7 +75,7 @@ class Endpoint:
             "model": self.model,
             "messages": [{"role": "user", "content": text}],
             "temperature": 0,
-            "max_tokens": self.max_reply_tokens,
+            "max_tokens": MAX_REPLY_TOKENS,
         }
         headers = {"Content-Type": "application/json"}
         if self.api_key:

@@ -6,9 +6,7 @@ import torch
 
 from sdft.evaluation.metrics import (
     DEFINITIONS,
-    AccuracyMatrix,
     average_accuracy,
-    average_accuracy_of_trained,
     backward_transfer,
     backward_transfer_per_task,
     forgetting,
@@ -59,7 +57,6 @@ def close(actual, expected):
 
 def test_the_worked_example_when_all_is_measured():
     assert close(average_accuracy(matrix()), (0.5 + 0.7 + 0.6) / 3)
-    assert close(average_accuracy_of_trained(matrix()), (0.5 + 0.7 + 0.6) / 3)
     assert close(learning_accuracy(matrix()), [0.8, 0.9, 0.6])
     assert close(learning_gain(matrix()), [0.7, 0.7, 0.6])
     assert close(backward_transfer_per_task(matrix()), [-0.30, -0.20, NAN])
@@ -72,7 +69,6 @@ def test_the_worked_example_when_all_is_measured():
 def test_the_worked_example_under_way():
     under_way = matrix(3)
     assert close(average_accuracy(under_way), (0.85 + 0.9 + 0.2) / 3)
-    assert close(average_accuracy_of_trained(under_way), (0.85 + 0.9) / 2)
     assert close(learning_accuracy(under_way), [0.8, 0.9, NAN])
     assert close(backward_transfer_per_task(under_way), [0.05, NAN, NAN])
     assert close(forgetting(under_way), [-0.05, NAN, NAN])
@@ -85,7 +81,7 @@ def test_the_worked_example_under_way():
 def test_nothing_but_the_average_is_known_before_training(num_rows):
     early = matrix(num_rows)
     assert close(average_accuracy(early), 0.1 if num_rows else NAN)
-    scalars = (average_accuracy_of_trained, backward_transfer, forward_transfer)
+    scalars = (backward_transfer, forward_transfer)
     per_task = (backward_transfer_per_task, forgetting, learning_gain, learning_accuracy)
     assert all(measure(early).isnan() for measure in scalars)
     assert all(measure(early).isnan().all() for measure in per_task)
@@ -166,53 +162,12 @@ def test_pass_at_k_refuses_counts_that_do_not_fit(n, c, k):
         pass_at_k(n, c, k)
 
 
-def filled(num_rows=4):
-    metric = AccuracyMatrix(3)
-    for stage, values in enumerate(ROWS[:num_rows]):
-        for index, accuracy in enumerate(values):
-            metric.update(stage, index, accuracy)
-    return metric
-
-
-def test_the_matrix_metric_holds_what_it_was_given():
-    assert close(filled(2).compute(), matrix(2))
-
-
-def test_measuring_again_replaces_the_entry():
-    metric = filled()
-    metric.update(0, 0, 0.4)
-    assert metric.compute()[0, 0] == 0.4
-
-
-def test_state_dict_round_trip_keeps_the_matrix_and_shares_nothing():
-    original, copy = filled(3), AccuracyMatrix(3)
-    copy.load_state_dict(original.state_dict())
-    copy.update(3, 0, 1.0)
-    assert close(copy.compute()[:3], ROWS[:3])
-    assert close(original.compute(), matrix(3))
-
-
-def test_reset_forgets_every_measurement():
-    metric = filled()
-    metric.reset()
-    assert metric.matrix.isnan().all()
-
-
-@pytest.mark.parametrize(("stage", "task"), [(4, 0), (-1, 0), (0, 3), (0, -1)])
-def test_the_matrix_metric_refuses_entries_outside(stage, task):
-    with pytest.raises(IndexError, match=f"stage {stage}, task {task} lies outside"):
-        AccuracyMatrix(3).update(stage, task, 0.5)
-
-
 @pytest.mark.parametrize("accuracy", [-0.1, 1.5, 71.0, math.inf])
-def test_the_matrix_metric_refuses_percentages(accuracy):
-    with pytest.raises(ValueError, match="give a fraction between 0 and 1"):
-        AccuracyMatrix(3).update(0, 0, accuracy)
-
-
-def test_a_matrix_of_no_tasks_is_refused():
-    with pytest.raises(ValueError, match="num_tasks is 0"):
-        AccuracyMatrix(0)
+def test_percentages_are_refused(accuracy):
+    wrong = rows()
+    wrong[2]["accuracy"]["b"] = accuracy
+    with pytest.raises(ValueError, match=r"'b' at stage 2 is .*give a fraction between 0 and 1"):
+        matrix_from_rows(TASKS, wrong)
 
 
 def test_rows_and_matrix_say_the_same():

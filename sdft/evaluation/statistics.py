@@ -56,18 +56,18 @@ def known_values(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None and not math.isnan(value)]
 
 
-def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of the mean, from a fixed seed.
+def bootstrap_interval(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """The 95 % percentile bootstrap interval of a mean; the same for the same values.
 
     Args:
-        values: One number per seed or per row, at least two. With few seeds it is too narrow:
-            Student's interval (:class:`Estimate`) is then the better one.
+        values: Of independent units, such as differences by seed or by row. With few seeds the
+            interval is too narrow, and Student's (:class:`Estimate`) the better one.
 
-    Raises:
-        ValueError: There are fewer than two values.
+    Returns:
+        Both ends, or twice None for fewer than two values.
     """
     if len(values) < 2:
-        raise ValueError(f"a bootstrap needs at least 2 values, got {len(values)}")
+        return None, None
     found = stats.bootstrap(
         (np.asarray(values),),
         np.mean,
@@ -80,15 +80,17 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def sign_flip_p(differences: Sequence[float]) -> float:
-    """Two-sided p of the sign-flip test that paired differences have mean 0.
+def sign_flip_p(differences: Sequence[float]) -> float | None:
+    """Two-sided p of the sign-flip test that paired differences are symmetric about 0.
 
     With n differences every one of the 2^n sign patterns is tried, as long as there are at most
     :data:`NUM_RESAMPLES` of them; so p is never below 2 / 2^n, which is 0.25 for three seeds.
 
     Args:
-        differences: One per seed, method A minus method B, at least one.
+        differences: One per seed, method A minus method B; without any there is no p.
     """
+    if not differences:
+        return None
     found = stats.permutation_test(
         (np.asarray(differences, dtype=float),),
         np.mean,
