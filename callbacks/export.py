@@ -7,6 +7,7 @@ from pathlib import Path
 import lightning as L
 
 from sdft.model.pretrained import save_model
+from sdft.report.model_card import write_model_card
 
 
 class StageExport(L.Callback):
@@ -17,10 +18,12 @@ class StageExport(L.Callback):
 
     Args:
         enabled: Write the exports; off saves the disk space of one model per stage.
+        card: Write a model card beside each export: method, tasks, accuracies, how to reproduce.
     """
 
-    def __init__(self, enabled: bool = True) -> None:
+    def __init__(self, enabled: bool = True, card: bool = True) -> None:
         self.enabled = enabled
+        self.card = card
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the student, all of it or nothing."""
@@ -30,3 +33,21 @@ class StageExport(L.Callback):
         folder = Path(trainer.default_root_dir) / "exports"
         target = folder / f"stage-{stage + 1}-{plan.tasks[stage]}"
         save_model(pl_module.student, pl_module.tokenizer, target, trainer.global_rank)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the cards anew: retention has a new row."""
+        self._write_cards(trainer)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the cards anew: retention has the accuracies on test rows."""
+        self._write_cards(trainer)
+
+    def _write_cards(self, trainer: L.Trainer) -> None:
+        run = Path(trainer.default_root_dir)
+        measured = (run / "retention.json").is_file() and (run / "config.yaml").is_file()
+        if not (self.card and measured and trainer.is_global_zero):
+            return
+        for stage, task in enumerate(trainer.datamodule.plan.tasks, start=1):
+            export = run / "exports" / f"stage-{stage}-{task}"
+            if export.is_dir():
+                write_model_card(run, export, stage)
