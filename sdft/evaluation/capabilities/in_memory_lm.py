@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import has_bos_prefix, resolve_max_length
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -43,8 +44,9 @@ class Subject:
 class InMemoryLM(TemplateLM):  # type: ignore[misc]
     """Answers the harness's requests with weights as they are in memory.
 
-    Likelihoods are of plain text, as the harness has it for these suites. Generation is greedy
-    and asks a chat model: the request is a user's turn.
+    Likelihoods are of plain text and those of the harness's own HFLM: a text without context has
+    the token before it that begins texts, and of a text longer than the model's range the end is
+    read. Generation is greedy and asks a chat model: the request is a user's turn.
 
     Args:
         subject: The model and what belongs to it.
@@ -68,17 +70,23 @@ class InMemoryLM(TemplateLM):  # type: ignore[misc]
         self._batch_size = batch_size
         self._max_generated_tokens = max_generated_tokens
         self._bar = bar
-        # Longer contexts lose their beginning, which the model could not read.
-        self._window: int = subject.model.config.get_text_config().max_position_embeddings
+        self._window = int(resolve_max_length(subject.model.config, subject.tokenizer))
 
     @property
     def eot_token_id(self) -> int:
-        """What stands before a text without context."""
+        """The token that ends a text."""
         return int(self._tokenizer.eos_token_id)
 
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text without context."""
+        begins = self._tokenizer.bos_token_id
+        return self.eot_token_id if begins is None else int(begins)
+
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> TokenIds:
-        """Token ids of plain text, with what the tokenizer puts before every text."""
-        special = add_special_tokens is not False
+        """Token ids of plain text, with what the tokenizer puts before every text, once."""
+        begun = has_bos_prefix(string, self._tokenizer.decode(self.prefix_token_id))
+        special = not begun if add_special_tokens is None else add_special_tokens
         ids: TokenIds = self._tokenizer(string, add_special_tokens=special)["input_ids"]
         return ids
 
@@ -104,7 +112,7 @@ class InMemoryLM(TemplateLM):  # type: ignore[misc]
     @torch.inference_mode()
     def _score(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[tuple[float, bool]]:
         """Each continuation's log-probability; what several pairs share is read once."""
-        kept = [(context[-max(self._window - len(text), 1) :], text) for context, text in pairs]
+        kept = [self._kept(context, text) for context, text in pairs]
         reads = [(tuple(context), tuple(text[:-1])) for context, text in kept]
         rows = {read: row for row, read in enumerate(dict.fromkeys(reads))}
         prompts = [list(context) for context, _ in rows]
@@ -118,6 +126,19 @@ class InMemoryLM(TemplateLM):  # type: ignore[misc]
             _likelihood(parts[rows[read]], torch.tensor(text, device=device))
             for read, (_, text) in zip(reads, kept, strict=True)
         ]
+
+    def _kept(self, context: TokenIds, text: TokenIds) -> tuple[TokenIds, TokenIds]:
+        """The context cut on the left, so that the model can read all but the text's last token.
+
+        Raises:
+            ValueError: One of them is empty, or the text alone is longer than the model's range.
+        """
+        if not context or not 0 < len(text) <= self._window:
+            raise ValueError(
+                f"a continuation of {len(text)} tokens on a context of {len(context)}: both need "
+                f"at least one, and the model reads {self._window} at most; leave the row out"
+            )
+        return (context + text)[-(self._window + 1) : -len(text)], text
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Greedy answers, each cut before the first of the request's stop strings."""
