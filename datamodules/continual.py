@@ -163,7 +163,8 @@ class ContinualDataModule(TaskReading):
 
     def _evaluation(self, task: Task, rows: Sequence[Demonstration]) -> EvaluationLoader:
         return EvaluationLoader(
-            self._share.of_rows(rows),
+            rows,
+            self._share,
             self.eval_batch_size,
             lambda batch: self.reader.evaluation_batch(task, batch),
         )

@@ -81,23 +81,35 @@ class StageLoader:
 
 
 class EvaluationLoader:
-    """Rows of a task in order, in batches."""
+    """One process's part of a task's rows, in order, in batches.
+
+    Every process gives as many batches, the last ones empty where its rows have run out, so that
+    whatever processes exchange once a batch they exchange equally often.
+
+    Args:
+        rows: The task's rows, those of all processes.
+        share: Which of them are this process's.
+        batch_size: Rows of a batch, at most.
+        collate: Makes a batch of rows, of none too.
+    """
 
     def __init__(
         self,
         rows: Sequence[Demonstration],
+        share: Share,
         batch_size: int,
         collate: Callable[[Sequence[Demonstration]], EvaluationBatch],
     ) -> None:
-        self._rows = rows
+        self._rows = share.of_rows(rows)
+        self._most_rows = -(-len(rows) // share.num_ranks)  # of any process
         self._batch_size = batch_size
         self._collate = collate
 
     def __len__(self) -> int:
-        """Number of batches."""
-        return -(-len(self._rows) // self._batch_size)
+        """Number of batches, the same for every process."""
+        return -(-self._most_rows // self._batch_size)
 
     def __iter__(self) -> Iterator[EvaluationBatch]:
-        """The batches, the last one maybe smaller."""
-        for start in range(0, len(self._rows), self._batch_size):
+        """The batches, the last one maybe smaller or empty."""
+        for start in range(0, self._most_rows, self._batch_size):
             yield self._collate(self._rows[start : start + self._batch_size])

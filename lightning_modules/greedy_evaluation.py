@@ -84,6 +84,8 @@ class GreedyEvaluation(L.LightningModule):
         self._log_accuracies("test_accuracy")
 
     def _evaluate(self, batch: EvaluationBatch) -> dict[str, list[Any]]:
+        if not batch.rows:  # this process has no row left where another one has
+            return {"answers": [], "scores": []}
         rollout = self.generate(batch.prompts, self.greedy)
         answers = self.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
         with ThreadPoolExecutor(SCORED_AT_ONCE) as pool:

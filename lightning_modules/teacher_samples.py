@@ -6,13 +6,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-from torch import distributed
 from transformers import PreTrainedModel
 
 from lightning_modules.base import ContinualModule
 from lightning_modules.options import NEED_OWN_DRAWS, require
 from lightning_modules.sdft import SDFTModule
 from lightning_modules.sft import SFTModule
+from sdft.model.sharding import from_all_ranks, gathered_weights
 from sdft.model.teacher_options import TeacherOptions
 from sdft.rollout.request import SamplingSettings
 from sdft.seeds import Stream, mix_seed
@@ -49,10 +49,10 @@ class TeacherSamples(ContinualModule):
     def draw_samples(self) -> dict[RowKey, TokenIds]:
         """A completion for every row the stage will read."""
         samples: dict[RowKey, TokenIds] = {}
-        with self.sampling_teacher() as model:
+        with self.sampling_teacher() as model, gathered_weights(model):
             for batch in self.trainer.datamodule.train_dataloader():
                 new = [place for place, key in enumerate(keys(batch)) if key not in samples]
-                if new:
+                if new:  # not every rank has new rows in every batch
                     drawn_for = [keys(batch)[place] for place in new]
                     rollout = self.generate(
                         [batch.teacher_prompts[place] for place in new],
@@ -62,7 +62,7 @@ class TeacherSamples(ContinualModule):
                         model=model,
                     )
                     samples.update(zip(drawn_for, rollout.completions, strict=True))
-        return of_all_ranks(samples)
+        return {key: drawn for share in from_all_ranks(samples) for key, drawn in share.items()}
 
     def sample_seed(self, key: RowKey) -> int:
         """The noise of a row's sample: a function of the run's seed, the stage and the row."""
@@ -146,12 +146,3 @@ class OfflineDistillationModule(TeacherSamples, SDFTModule):
 def keys(batch: DemonstrationBatch) -> list[RowKey]:
     """What tells the rows of a sequence of tasks apart."""
     return [(row.task, row.id) for row in batch.rows]
-
-
-def of_all_ranks(samples: dict[RowKey, TokenIds]) -> dict[RowKey, TokenIds]:
-    """The samples of all ranks together, so that the one checkpoint holds them all."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return samples
-    parts: list[dict[RowKey, TokenIds]] = [{}] * distributed.get_world_size()
-    distributed.all_gather_object(parts, samples)
-    return {key: tokens for part in parts for key, tokens in part.items()}

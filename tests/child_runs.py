@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
 import socket
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import Any
@@ -110,13 +112,14 @@ def run(*args: str, log: Path) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def run_ranks(*args: str, log: Path, num_ranks: int = 2) -> int:
+def run_ranks(*args: str, log: Path, num_ranks: int = 2, timeout_s: float = 600) -> int:
     """Run ``train.py`` as several processes on the CPU, as torchrun would; 0 if all of them end so.
 
     Args:
         args: The command line, but for the trainer's accelerator and devices.
         log: What the processes print.
         num_ranks: How many processes.
+        timeout_s: When to kill processes that wait for each other; they then end with -9.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -132,8 +135,20 @@ def run_ranks(*args: str, log: Path, num_ranks: int = 2) -> int:
             rank_zero_only.rank = rank  # as importing Lightning in this environment would
             _run_and_leave((*args, *devices), log)
         children.append(child)
+    stopped = threading.Event()
+    watch = threading.Thread(target=_kill_later, args=(children, timeout_s, stopped))
+    watch.start()
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    stopped.set()
+    watch.join()
     return max(codes, key=abs)
+
+
+def _kill_later(children: list[int], timeout_s: float, stopped: threading.Event) -> None:
+    if not stopped.wait(timeout_s):
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
 
 
 def _run_and_leave(args: tuple[str, ...], log: Path) -> None:
