@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import lightning as L
@@ -59,10 +59,19 @@ class GreedyEvaluation(L.LightningModule):
             return self.rollout_engine(self.student, request)
         return self._beside(model, request)
 
+    def prepared(self, model: PreTrainedModel | None = None) -> AbstractContextManager[None]:
+        """A block in which each rank may call :meth:`generate` as often as it likes.
+
+        Outside of it, ranks with sharded weights must call it equally often; all ranks enter it.
+        """
+        if model is None:
+            return self.rollout_engine.prepared(self.student)
+        return self._beside.prepared(model)
+
     def on_validation_epoch_start(self) -> None:
         """Forget the last evaluation; gather the weights once for all batches, if sharded."""
         self._scores = {}
-        self._evaluation.enter_context(self.rollout_engine.prepared(self.student))
+        self._evaluation.enter_context(self.prepared())
 
     def validation_step(
         self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0

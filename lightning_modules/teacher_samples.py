@@ -12,7 +12,7 @@ from lightning_modules.base import ContinualModule
 from lightning_modules.options import NEED_OWN_DRAWS, require
 from lightning_modules.sdft import SDFTModule
 from lightning_modules.sft import SFTModule
-from sdft.model.sharding import from_all_ranks, gathered_weights
+from sdft.model.sharding import from_all_ranks
 from sdft.model.teacher_options import TeacherOptions
 from sdft.rollout.request import SamplingSettings
 from sdft.seeds import Stream, mix_seed
@@ -49,7 +49,7 @@ class TeacherSamples(ContinualModule):
     def draw_samples(self) -> dict[RowKey, TokenIds]:
         """A completion for every row the stage will read."""
         samples: dict[RowKey, TokenIds] = {}
-        with self.sampling_teacher() as model, gathered_weights(model):
+        with self.sampling_teacher() as model, self.prepared(model):
             for batch in self.trainer.datamodule.train_dataloader():
                 new = [place for place, key in enumerate(keys(batch)) if key not in samples]
                 if new:  # not every rank has new rows in every batch

@@ -14,7 +14,6 @@ from tokenizers.processors import TemplateProcessing
 from sdft.evaluation.capabilities.in_memory_lm import InMemoryLM, Subject
 from sdft.model.head import VocabularyHead
 from sdft.model.tiny_model import byte_tokenizer
-from sdft.rollout.in_place import sample
 from tests.architectures import random_architecture
 
 WINDOW = 64
@@ -40,7 +39,10 @@ def bytes_with_a_start():
 
 
 def ours(model, tokenizer):
-    subject = Subject(model, VocabularyHead.of(model), tokenizer, sample, frozenset([0]))
+    def generate(prompts, settings):
+        raise AssertionError("likelihoods need no completions")
+
+    subject = Subject(model, VocabularyHead.of(model), tokenizer, generate)
     return InMemoryLM(subject, batch_size=4)
 
 
