@@ -30,7 +30,6 @@ from sdft.model.optimizer import (
     WarmupCosine,
     gradient_norm,
     gradients_are_finite,
-    store_by_rows,
 )
 from sdft.model.pretrained import LoadedModel, load_model
 from sdft.model.sharding import shard
@@ -286,8 +285,6 @@ class ContinualModule(GreedyEvaluation):
             checkpoint["state_dict"][name] = tensor
         if self.anchor is not None:
             self.anchor.load_state(checkpoint.get("anchor", {}))
-        for optimizer in checkpoint.get("optimizer_states", ()):
-            store_by_rows(optimizer["state"])
 
     def _backbone(self) -> dict[str, Tensor]:
         """Weights that a checkpoint leaves out, by their names in it."""

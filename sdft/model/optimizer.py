@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,21 +38,6 @@ def gradient_norm(model: nn.Module) -> Tensor:
 def gradients_are_finite(model: nn.Module) -> bool:
     """Whether no gradient holds NaN or infinity, on this rank, however large the entries are."""
     return bool(_norms(model, float("inf")).isfinite().all())
-
-
-def store_by_rows(state: dict[int, dict[str, Any]]) -> None:
-    """Lay an optimizer's state out row by row, in place, as parameters are.
-
-    The fused AdamW walks through parameter and state side by side in memory. Checkpoints made
-    before 2026-11-27 on a CPU hold the state of matrices column by column.
-
-    Args:
-        state: ``state`` of an optimizer's state dict.
-    """
-    for entries in state.values():
-        for name, entry in entries.items():
-            if isinstance(entry, Tensor) and not isinstance(entry, DTensor):
-                entries[name] = entry.contiguous()
 
 
 def _own(gradient: Tensor) -> Tensor:

@@ -1,0 +1,175 @@
+"""What topic_tag is made of: instructions, circumstances, subjects and questions."""
+
+from __future__ import annotations
+
+INSTRUCTIONS: tuple[str, ...] = (
+    "{request} Answer in one short sentence.",
+    "{request} One sentence is enough.",
+    "In one sentence: {request}",
+    "{request} Please keep it short.",
+    "Quick question, short answer please. {request}",
+    "{request} Give me a single sentence.",
+    "Briefly, please. {request}",
+    "{request} A short reply will do.",
+)
+
+# Circumstances that a question may add; an answer need not take them up.
+SETTINGS: tuple[str, ...] = (
+    "in winter", "in summer", "in spring", "this week", "this month", "these days",
+    "on a small budget", "with little time", "with two children", "on a rainy day", "after work",
+    "at the weekend",
+)  # fmt: skip
+
+# Kind of question -> its subjects, each one word, which the tag repeats.
+SUBJECTS: dict[str, tuple[str, ...]] = {
+    "storing": (
+        "bread", "rice", "cheese", "honey", "celery", "fruit", "salad", "coffee", "flour",
+        "parsley", "fish", "spinach", "butter", "lettuce", "garlic", "soup", "cake", "broccoli",
+    ),
+    "cleaning": (
+        "carpet", "oven", "window", "mirror", "sofa", "sink", "bathtub", "floor", "fridge",
+        "kettle", "curtain", "mattress", "keyboard", "table", "toaster", "balcony", "stove", "desk",
+    ),
+    "growing": (
+        "basil", "mint", "lavender", "spinach", "garlic", "ivy", "corn", "thyme", "rosemary",
+        "jasmine", "parsley", "moss", "clover", "kale", "cress", "bamboo", "sage", "dill",
+    ),
+    "learning": (
+        "guitar", "piano", "chess", "Spanish", "drawing", "swimming", "typing", "knitting",
+        "cooking", "dancing", "singing", "juggling", "painting", "sewing", "French", "tennis",
+        "skating", "violin",
+    ),
+    "pets": (
+        "dog", "cat", "rabbit", "hamster", "parrot", "turtle", "puppy", "kitten", "goldfish",
+        "pony", "canary", "lizard", "duck", "goat", "ferret", "gecko", "pigeon", "mouse",
+    ),
+    "travel": (
+        "Rome", "Paris", "London", "Tokyo", "Berlin", "Lisbon", "Vienna", "Prague", "Dublin",
+        "Madrid", "Athens", "Cairo", "Boston", "Sydney", "Venice", "Oslo", "Kyoto", "Delhi",
+    ),
+    "fixing": (
+        "bike", "lamp", "zipper", "door", "chair", "drawer", "clock", "umbrella", "fence", "radio",
+        "shelf", "faucet", "scooter", "doorbell", "tent", "stool", "ladder", "wheelbarrow",
+    ),
+    "saving": (
+        "electricity", "water", "fuel", "paper", "gas", "clothing", "heating", "food", "internet",
+        "insurance", "gifts", "parking", "furniture", "medicine", "shampoo", "books", "toys",
+        "soap",
+    ),
+}  # fmt: skip
+
+# Kind of question -> ways to ask.
+QUESTIONS: dict[str, tuple[str, ...]] = {
+    "storing": (
+        "How do I keep {subject} fresh {setting}?",
+        "What is the best way to store {subject} {setting}?",
+        "Where should {subject} be kept {setting}?",
+        "My {subject} goes bad too fast. What can I do {setting}?",
+        "How can I make {subject} last longer {setting}?",
+        "Can {subject} be stored for long {setting}?",
+        "I bought too much {subject}. How do I store it {setting}?",
+        "What keeps {subject} from spoiling {setting}?",
+        "How should I put {subject} away {setting}?",
+        "Any tip for storing {subject} {setting}?",
+        "What do you do with leftover {subject} {setting}?",
+        "How would you store a lot of {subject} {setting}?",
+    ),
+    "cleaning": (
+        "How do I clean a {subject} {setting}?",
+        "What gets stains off a {subject} {setting}?",
+        "My {subject} is dirty. What helps {setting}?",
+        "What should I use to wash a {subject} {setting}?",
+        "How can I get my {subject} clean {setting}?",
+        "How would you clean an old {subject} {setting}?",
+        "Is there an easy way to clean the {subject} {setting}?",
+        "Something sticky is on my {subject}. How do I clean it {setting}?",
+        "Any tip for cleaning the {subject} {setting}?",
+        "What is a gentle way to clean the {subject} {setting}?",
+        "I spilled juice on the {subject}. What now {setting}?",
+        "How do people keep their {subject} clean {setting}?",
+    ),
+    "growing": (
+        "How do I grow {subject} {setting}?",
+        "What does {subject} need to grow well {setting}?",
+        "My {subject} looks weak. What can I do {setting}?",
+        "Is it hard to grow {subject} {setting}?",
+        "How can I keep {subject} alive {setting}?",
+        "What is the trick to healthy {subject} {setting}?",
+        "How should I look after {subject} {setting}?",
+        "I want to plant {subject}. How do I start {setting}?",
+        "Any tip for growing {subject} {setting}?",
+        "How would you plant {subject} {setting}?",
+        "What helps {subject} grow faster {setting}?",
+        "How do gardeners raise {subject} {setting}?",
+    ),
+    "learning": (
+        "How do I start with {subject} {setting}?",
+        "What is the best way to learn {subject} {setting}?",
+        "How can I get better at {subject} {setting}?",
+        "I want to take up {subject}. Where do I begin {setting}?",
+        "Is {subject} hard to learn {setting}?",
+        "How should I practice {subject} {setting}?",
+        "What helps most when learning {subject} {setting}?",
+        "Any tip for learning {subject} {setting}?",
+        "How do people master {subject} {setting}?",
+        "I keep failing at {subject}. What can I do {setting}?",
+        "How would you teach yourself {subject} {setting}?",
+        "How do I stay motivated to learn {subject} {setting}?",
+    ),
+    "pets": (
+        "How do I look after a {subject} {setting}?",
+        "What does a {subject} need {setting}?",
+        "How can I keep my {subject} happy {setting}?",
+        "We are getting a {subject}. What should we know {setting}?",
+        "My {subject} seems bored. What can I do {setting}?",
+        "How would you care for a {subject} {setting}?",
+        "What keeps a {subject} healthy {setting}?",
+        "Any tip for keeping a {subject} {setting}?",
+        "Is it hard to keep a {subject} {setting}?",
+        "How do I make friends with a {subject} {setting}?",
+        "My {subject} is nervous. What helps {setting}?",
+        "What makes a good home for a {subject} {setting}?",
+    ),
+    "travel": (
+        "What should I do in {subject} {setting}?",
+        "How do I plan a trip to {subject} {setting}?",
+        "I have one day in {subject}. How do I spend it {setting}?",
+        "What is nice about {subject} {setting}?",
+        "How can I enjoy {subject} {setting}?",
+        "Is {subject} worth a visit {setting}?",
+        "How do people get around in {subject} {setting}?",
+        "Any tip for a weekend in {subject} {setting}?",
+        "What would you show a friend in {subject} {setting}?",
+        "We are going to {subject}. What should we plan {setting}?",
+        "How would you explore {subject} {setting}?",
+        "What do visitors like about {subject} {setting}?",
+    ),
+    "fixing": (
+        "How do I fix a broken {subject} {setting}?",
+        "My {subject} is broken. What can I do {setting}?",
+        "What do I need to repair a {subject} {setting}?",
+        "Can a {subject} be repaired {setting}?",
+        "How can I mend an old {subject} {setting}?",
+        "How would you repair a {subject} {setting}?",
+        "Something is loose on my {subject}. How do I fix it {setting}?",
+        "Any tip for repairing a {subject} {setting}?",
+        "Where do I start when my {subject} stops working {setting}?",
+        "Is it worth fixing a {subject} {setting}?",
+        "How do I stop my {subject} from squeaking {setting}?",
+        "What is the easiest way to fix the {subject} {setting}?",
+    ),
+    "saving": (
+        "How can I spend less on {subject} {setting}?",
+        "What is a good way to save on {subject} {setting}?",
+        "I spend too much on {subject}. What can I do {setting}?",
+        "How do people save money on {subject} {setting}?",
+        "Is there a way to pay less for {subject} {setting}?",
+        "How would you cut the cost of {subject} {setting}?",
+        "Any tip for saving on {subject} {setting}?",
+        "My bill for {subject} is too high. What helps {setting}?",
+        "What lowers the cost of {subject} {setting}?",
+        "How do I waste less {subject} {setting}?",
+        "How can a family save on {subject} {setting}?",
+        "What should I change to need less {subject} {setting}?",
+    ),
+}
