@@ -31,6 +31,7 @@ from callbacks import (
     StopOnSignal,
     TrajectoryTracker,
 )
+from command_line.build_knowledge import knowledge_main
 from command_line.fetch_data import fetch_main
 from command_line.renamed_keys import refuse_renamed
 from command_line.shipped_configs import CONFIGS, with_shipped_configs
@@ -234,8 +235,10 @@ def main(args: list[str] | None = None) -> ContinualCLI:
 
 
 def run() -> None:
-    """The console command: ``fetch`` brings data, all else is LightningCLI's."""
-    if sys.argv[1:2] == ["fetch"]:
-        fetch_main(sys.argv[2:])
+    """The console command: ``fetch`` and ``knowledge`` make data, all else is LightningCLI's."""
+    own = {"fetch": fetch_main, "knowledge": knowledge_main}
+    command, *rest = sys.argv[1:] or [""]
+    if command in own:
+        own[command](rest)
     else:
         main()
