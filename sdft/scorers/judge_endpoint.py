@@ -65,9 +65,9 @@ class Endpoint:
             except (OSError, http.client.HTTPException, ValueError) as error:
                 failure = str(error) or type(error).__name__
         raise RuntimeError(
-            f"the judge at {self.url} gave no reply ({failure}) in {attempt + 1} attempts; check "
-            "judge.url, judge.model and the key in its environment variable. Verdicts so far are "
-            "kept: run the evaluation again to go on"
+            f"the model at {self.url} gave no reply ({failure}) in {attempt + 1} attempts; check "
+            "its url, its name and the key in its environment variable. Replies so far are kept: "
+            "run this again to go on"
         )
 
     def _request(self, text: str) -> urllib.request.Request:

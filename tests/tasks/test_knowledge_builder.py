@@ -103,8 +103,8 @@ def test_an_endpoint_is_asked_over_http_and_its_nonsense_is_one_error(folder, tm
 
 def test_a_dump_without_such_articles_is_one_error(tmp_path):
     dump = write_dump(tmp_path / "wiki.json.gz", [page("Flood")])
-    with pytest.raises(SystemExit, match="error: .*no article was created in '2031'"):
+    with pytest.raises(SystemExit, match=r"error: .*no article was created in '2031'"):
         knowledge_main(["articles", str(dump), str(tmp_path / "k"), "--created", "2031"])
     (tmp_path / "other.json").write_text("<mediawiki>")
-    with pytest.raises(SystemExit, match="other.json:1: not a line of JSON"):
+    with pytest.raises(SystemExit, match=r"other.json:1: not a line of JSON"):
         knowledge_main(["articles", str(tmp_path / "other.json"), "k", "--created", "2025"])
