@@ -162,7 +162,7 @@ def compared(folder: Path, reference: Path) -> list[str]:
     if (folder / "retention.json").read_bytes() != (reference / "retention.json").read_bytes():
         found.append("retention.json")
     costs = [json.loads((path / "cost.json").read_text()) for path in (folder, reference)]
-    for name in ("num_steps", "completion_tokens", "operations"):
+    for name in ("num_steps", "completion_tokens", "flops"):
         if costs[0][name] != costs[1][name]:
             found.append(f"cost.json: {name}")
     for path in sorted(reference.glob("exports/*/model.safetensors")):

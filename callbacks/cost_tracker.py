@@ -1,34 +1,38 @@
-"""What a run costs, by phase: seconds, tokens, operations and memory."""
+"""What a run costs, by phase: seconds, tokens, FLOPs and memory."""
 
 from __future__ import annotations
 
 import resource
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 
-from sdft.evaluation.cost import ModelShape, operations_ratio, step_operations
+from sdft.evaluation.cost import plus
 from sdft.runs.files import write_json_atomically
+from sdft.types import DemonstrationBatch
+
+SFT = "sft"  # what SFT on the same rows would cost; everything else is spent
 
 
 class CostTracker(L.Callback):
-    """Logs each step's seconds by phase and its operations; writes the run's to ``cost.json``.
+    """Logs each step's seconds by phase and its FLOPs; writes the run's to ``cost.json``.
 
-    Operations count real tokens, student, teacher and rollout apart, and are compared with those
-    of SFT on the same examples. Checkpoints hold the sums, so a resumed run goes on counting; what
-    a killed run did after its last checkpoint is not in them. Seconds and operations are those of
-    this process; the peak of memory is that of the process which wrote the file.
+    FLOPs are those of the passes that the method reports, and are compared with those of SFT on the
+    stage's own rows; what a model of an unknown architecture takes is null. Checkpoints hold the
+    sums, so a resumed run goes on counting; what a killed run did after its last checkpoint is not
+    in them. Seconds and FLOPs are those of this process; the peak of memory is that of the process
+    which wrote the file.
     """
 
     def __init__(self) -> None:
-        self._shape: ModelShape | None = None
         self._num_steps = 0
         self._tokens = 0
         self._seconds: Counter[str] = Counter()
-        self._operations: Counter[str] = Counter()
+        self._flops: dict[str, float | None] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """The sums so far."""
@@ -36,31 +40,40 @@ class CostTracker(L.Callback):
             "num_steps": self._num_steps,
             "tokens": self._tokens,
             "seconds": dict(self._seconds),
-            "operations": dict(self._operations),
+            "flops": dict(self._flops),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint's sums."""
         self._num_steps, self._tokens = state_dict["num_steps"], state_dict["tokens"]
         self._seconds = Counter(state_dict["seconds"])
-        self._operations = Counter(state_dict["operations"])
+        self._flops = dict(state_dict["flops"])
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any
+    ) -> None:
+        """Add what the stage's start took, before its first step."""
+        if pl_module.at_stage_start():
+            self._add(pl_module, pl_module.passes.flops)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Add the step to the sums and log it."""
-        if self._shape is None:
-            self._shape = ModelShape.of(pl_module.student)
-        rollout, seconds = pl_module.last_rollout, pl_module.clock.seconds
-        operations = step_operations(self._shape, batch, rollout)
+        flops = {**pl_module.passes.flops, SFT: sft_flops(pl_module, batch)}
         self._num_steps += 1
-        self._tokens += rollout.num_tokens if rollout else 0
-        self._seconds.update(seconds)
-        self._operations.update(operations)
-        logged = {f"cost/{phase}_s": value for phase, value in seconds.items()}
-        logged["cost/operations_vs_sft"] = operations_ratio(operations)
+        self._add(pl_module, flops)
+        logged = {f"cost/{phase}_s": value for phase, value in pl_module.clock.seconds.items()}
         logged["cost/peak_memory_gb"] = peak_memory(pl_module.device) / 1e9
+        if (ratio := flops_vs_sft(flops)) is not None:
+            logged["cost/flops_vs_sft"] = ratio
         pl_module.log_dict(logged, batch_size=len(batch))
+
+    def _add(self, module: L.LightningModule, flops: Mapping[str, float | None]) -> None:
+        self._tokens += module.passes.num_sampled
+        self._seconds.update(module.clock.seconds)
+        for purpose, number in flops.items():
+            self._flops[purpose] = plus(self._flops.get(purpose, 0.0), number)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the sums so far; called after every stage."""
@@ -77,10 +90,38 @@ class CostTracker(L.Callback):
             "seconds": dict(self._seconds),
             "completion_tokens": self._tokens,
             "completion_tokens_per_s": self._tokens / sampling if sampling else None,
-            "operations": dict(self._operations),
-            "operations_vs_sft": operations_ratio(self._operations),
+            "flops": dict(self._flops),
+            "flops_vs_sft": flops_vs_sft(self._flops),
             "peak_memory_bytes": peak_memory(device),
         }
+
+
+def sft_flops(module: Any, batch: DemonstrationBatch) -> float | None:
+    """FLOPs of imitating the batch's rows of the stage's own task; None for an unknown model.
+
+    Replayed rows and rows of a prompt alone are nothing that SFT would read.
+    """
+    shape = module.passes.shape_of(module.student)
+    if shape is None:
+        return None
+    task, documents = module.plan.tasks[module.stage], module.train_on == "documents"
+    rows = zip(batch.rows, batch.student_prompts, batch.demonstrations, strict=True)
+    imitated = [
+        (len(prompt), len(target))
+        for row, prompt, target in rows
+        if row.task == task and (documents or row.demonstration)
+    ]
+    lengths = [prompt + target - 1 for prompt, target in imitated]
+    return shape.flops(lengths, sum(target for _, target in imitated), gradient=True)
+
+
+def flops_vs_sft(flops: Mapping[str, float | None]) -> float | None:
+    """FLOPs of all passes, relative to SFT's; None where either is unknown or SFT has none."""
+    spent: float | None = 0.0
+    for purpose, number in flops.items():
+        spent = spent if purpose == SFT else plus(spent, number)
+    sft = flops.get(SFT)
+    return spent / sft if spent is not None and sft else None
 
 
 def peak_memory(device: torch.device) -> int:

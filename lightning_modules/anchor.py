@@ -87,6 +87,9 @@ class StageAnchor:
             for place in range(len(prompts))
         ]
         completions = module.generate(prompts, settings, seeds=seeds).completions
+        module.passes.sampled(module.student, prompts, completions)
+        read = prompts, completions, sum(map(len, completions))
+        module.passes.read("anchor", module.student, *read, gradient=False)
         return ReferenceAnswers.of(module.student, prompts, completions)
 
     def kl(self, module: Any) -> Tensor | None:
@@ -104,7 +107,8 @@ class StageAnchor:
         places = [place % len(self.answers.prompts) for place in range(first, first + count)]
         self.last_read = read = self.answers.of_rows(places)
         positions = LossPositions.of(read.completions, device=module.device)
-        hidden = module.hidden_states(module.student, read.prompts, read.completions, positions)
+        texts = read.prompts, read.completions
+        hidden = module.scored("anchor", module.student, *texts, positions)
         return read.kl(hidden, module.student_head).mean()
 
     def state(self) -> dict[str, Tensor]:

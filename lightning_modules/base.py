@@ -20,7 +20,7 @@ from lightning_modules.options import (
     require_at_least,
     warn_of_short_stages,
 )
-from sdft.evaluation.cost import LapClock
+from sdft.evaluation.cost import LapClock, Passes
 from sdft.loss.hidden_states import LossPositions, hidden_states_in_parts
 from sdft.loss.reductions import reduction_weights
 from sdft.model.head import VocabularyHead
@@ -127,6 +127,7 @@ class ContinualModule(GreedyEvaluation):
         self.seed = seed
         self.last_rollout: Rollout | None = None  # of the last training step, for callbacks
         self.clock = LapClock()  # seconds of its phases, for callbacks
+        self.passes = Passes()  # what its models read, for callbacks
         self.step_skipped = False  # whether it moved nothing, for callbacks
         self._num_padding_rows = 0  # of the batch in training
 
@@ -165,9 +166,15 @@ class ContinualModule(GreedyEvaluation):
             warn_of_short_stages(self.plan, self.warmup_steps)
 
     def on_train_start(self) -> None:
-        """Record what the anchor holds the student to; a resumed stage has it."""
+        """Record what the anchor holds the student to; a resumed stage has it.
+
+        The costs of a stage's start are counted apart from its steps'.
+        """
+        self.clock.start(self.device)
+        self.passes.start()
         if self.anchor is not None and self.at_stage_start():
             self.anchor.start_stage(self)
+            self.clock.lap("anchor")
 
     def anchored(self, loss: Tensor) -> Tensor:
         """A method's loss plus the anchor's."""
@@ -225,6 +232,27 @@ class ContinualModule(GreedyEvaluation):
     ) -> Tensor:
         """(N, D) hidden states that predict the loss-bearing tokens, in micro-batches."""
         return hidden_states_in_parts(model, prompts, completions, positions, self.micro_batch_size)
+
+    def scored(
+        self,
+        purpose: str,
+        model: PreTrainedModel,
+        prompts: Sequence[TokenIds],
+        completions: Sequence[TokenIds],
+        positions: LossPositions,
+    ) -> Tensor:
+        """:meth:`hidden_states` as a part of training: a pass that is reported.
+
+        Args:
+            purpose: What the pass is for: teacher, student, …
+            model: Who reads.
+            prompts: B token-id lists.
+            completions: B token-id lists.
+            positions: N positions, which the loss projects to the vocabulary once.
+        """
+        gradient = torch.is_grad_enabled()
+        self.passes.read(purpose, model, prompts, completions, len(positions), gradient=gradient)
+        return self.hidden_states(model, prompts, completions, positions)
 
     def token_weights(self, positions: LossPositions, reduction: str | None = None) -> Tensor:
         """(N,) weights of tokens: the reduction over the sequences of all ranks.
@@ -300,6 +328,7 @@ class ContinualModule(GreedyEvaluation):
         """Start the clock; make dropout's noise a function of the counters, as the rollouts' is."""
         self._num_padding_rows = batch.num_padding_rows
         self.clock.start(self.device)
+        self.passes.start()
         counters = self.trainer.global_step, self.trainer.global_rank
         torch.manual_seed(mix_seed(Stream.DROPOUT, self.seed, *counters))
 

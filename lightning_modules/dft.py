@@ -24,5 +24,6 @@ class DFTModule(SFTModule):
 
     def imitation_weights(self, hidden: Tensor, positions: LossPositions) -> Tensor:
         """(N,) the reduction's weights times the model's own probability of each token."""
-        surprise = token_logprobs(hidden, self.student_head, positions.tokens)
-        return super().imitation_weights(hidden, positions) * surprise.exp()
+        self.passes.projected("student", self.student, len(positions), gradient=False)
+        logprobs = token_logprobs(hidden, self.student_head, positions.tokens)
+        return super().imitation_weights(hidden, positions) * logprobs.exp()

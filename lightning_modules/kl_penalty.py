@@ -49,7 +49,9 @@ class KLPenaltyModule(SFTModule):
     ) -> Tensor:
         """Cross-entropy plus penalty * KL at the same tokens."""
         with torch.no_grad(), self.base_model.scoring(self.student) as model:
-            base = self.hidden_states(model, batch.student_prompts, self.targets(batch), positions)
+            targets = self.targets(batch)
+            base = self.scored("base", model, batch.student_prompts, targets, positions)
+        self.passes.projected("student", self.student, len(positions), gradient=True)
         kl = distillation_loss(
             hidden,
             self.student_head,

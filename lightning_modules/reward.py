@@ -51,8 +51,9 @@ class RewardedSDFTModule(SDFTModule):
         rewards = self.rewards(batch, rollout)
         self.log("train/reward", rewards.mean(), prog_bar=True, batch_size=len(batch))
         weights = weights * advantages(rewards)[positions.rows]
-        surprise = cross_entropy_loss(student, self.student_head, positions.tokens, weights)
-        return divergence + self.reward_weight * surprise
+        self.passes.projected("student", self.student, len(positions), gradient=True)
+        loss = cross_entropy_loss(student, self.student_head, positions.tokens, weights)
+        return divergence + self.reward_weight * loss
 
     def rewards(self, batch: DemonstrationBatch, rollout: Rollout) -> Tensor:
         """(B,) scores of the rollouts, each by its own task's rule."""

@@ -131,6 +131,7 @@ class SDFTModule(ContinualModule):
         super().on_train_start()
         if self.at_stage_start():
             self.teacher.start_stage(self.student)
+            self.clock.lap("teacher_update")
 
     def fixed_settings(self) -> dict[str, str]:
         """What a resumed run must share with its checkpoint, by the option's name."""
@@ -221,12 +222,15 @@ class SDFTModule(ContinualModule):
 
     def _draw(self, batch: DemonstrationBatch, rows: list[int]) -> Rollout:
         seeds = self.rollout_seeds(len(batch))
-        return self.generate(
-            [batch.student_prompts[row] for row in rows],
+        prompts = [batch.student_prompts[row] for row in rows]
+        drawn = self.generate(
+            prompts,
             self.sampling,
             seeds=[seeds[row] for row in rows],
             drafts=[batch.demonstrations[row] for row in rows],
         )
+        self.passes.sampled(self.student, prompts, drawn.completions)
+        return drawn
 
     def early_mask(self, rollout: Rollout) -> list[int]:
         """First tokens of each completion that carry no loss."""
@@ -240,7 +244,7 @@ class SDFTModule(ContinualModule):
         """(N, D) hidden states of the teacher, the demonstration in its context."""
         prompts = self.read_by_teacher(batch)
         with self.teacher.scoring(self.student) as model:
-            hidden = self.hidden_states(model, prompts, rollout.completions, positions)
+            hidden = self.scored("teacher", model, prompts, rollout.completions, positions)
         self.clock.lap("teacher")
         return hidden
 
@@ -252,9 +256,8 @@ class SDFTModule(ContinualModule):
         self, batch: DemonstrationBatch, rollout: Rollout, positions: LossPositions
     ) -> Tensor:
         """(N, D) hidden states of the student, with gradient."""
-        return self.hidden_states(
-            self.student, batch.student_prompts, rollout.completions, positions
-        )
+        prompts = batch.student_prompts
+        return self.scored("student", self.student, prompts, rollout.completions, positions)
 
     def loss_positions(self, rollout: Rollout) -> LossPositions:
         """The N positions the loss reads: a prefix score reads the masked tokens' too."""
@@ -268,6 +271,7 @@ class SDFTModule(ContinualModule):
     def importance(self, rollout: Rollout, positions: LossPositions, student: Tensor) -> Tensor:
         """(N,) clipped ratios of the student's to the sampler's probability of each token."""
         temperature = self.sampling.temperature
+        self.passes.projected("student", self.student, len(positions), gradient=False)
         ratios = importance_weights(
             token_logprobs(student, self.student_head, positions.tokens, temperature=temperature),
             positions.gather(rollout.logprobs),

@@ -35,7 +35,7 @@ class SFTModule(ContinualModule):
         """Imitate the targets, given the prompts."""
         targets = self.targets(batch)
         positions = LossPositions.of(targets, device=self.device)
-        hidden = self.hidden_states(self.student, batch.student_prompts, targets, positions)
+        hidden = self.scored("student", self.student, batch.student_prompts, targets, positions)
         loss = self.imitation_loss(batch, hidden, positions)
         self.clock.lap("student")
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)

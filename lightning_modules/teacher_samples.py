@@ -41,6 +41,7 @@ class TeacherSamples(ContinualModule):
         super().on_train_start()
         if self.at_stage_start():
             self.teacher_samples = self.draw_samples()
+            self.clock.lap("sample")
 
     def sampling_teacher(self) -> AbstractContextManager[PreTrainedModel | None]:
         """The model to draw from, shown the demonstration; None for the student as it is."""
@@ -54,13 +55,15 @@ class TeacherSamples(ContinualModule):
                 new = [place for place, key in enumerate(keys(batch)) if key not in samples]
                 if new:  # not every rank has new rows in every batch
                     drawn_for = [keys(batch)[place] for place in new]
+                    prompts = [batch.teacher_prompts[place] for place in new]
                     rollout = self.generate(
-                        [batch.teacher_prompts[place] for place in new],
+                        prompts,
                         self.sampling,
                         seeds=[self.sample_seed(key) for key in drawn_for],
                         drafts=[batch.demonstrations[place] for place in new],
                         model=model,
                     )
+                    self.passes.sampled(model or self.student, prompts, rollout.completions)
                     samples.update(zip(drawn_for, rollout.completions, strict=True))
         return {key: drawn for share in from_all_ranks(samples) for key, drawn in share.items()}
 

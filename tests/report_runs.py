@@ -13,8 +13,8 @@ COST = {
     "num_steps": 10,
     "seconds": {"student": 20.0, "backward": 30.0},
     "completion_tokens": 400,
-    "operations": {"rollout": 1e12, "teacher": 2e12, "student": 3e12, "sft": 3e12},
-    "operations_vs_sft": 2.0,
+    "flops": {"rollout": 1e12, "teacher": 2e12, "student": 3e12, "sft": 3e12},
+    "flops_vs_sft": 2.0,
     "peak_memory_bytes": 2**31,
 }
 CAPABILITIES = {

@@ -1,7 +1,7 @@
-"""What a training step costs: seconds by phase, and floating-point operations.
+"""What a training step costs: seconds by phase, and the FLOPs of the passes that it makes.
 
-Operations are those of the model itself on real tokens: padding, recomputation and sampling noise
-do not count, so that they measure the method rather than its implementation.
+FLOPs are those of the models themselves on real tokens: padding, recomputation, rejected drafts and
+sampling noise do not count, so that they measure the method rather than its implementation.
 """
 
 from __future__ import annotations
@@ -9,16 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from sdft.types import DemonstrationBatch, Rollout, TokenIds
-
-# A backward pass costs one forward pass for the activations and one for the weights, if trained.
-PASSES_TO_TRAIN_WEIGHTS = 3
-PASSES_TO_TRAIN_ADAPTERS = 2
+from sdft.types import TokenIds
 
 
 class LapClock:
@@ -51,80 +49,153 @@ class LapClock:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What the operations of a forward pass depend on.
+    """What the FLOPs of a pass depend on.
 
     Args:
         body: Weights that every token is multiplied with, embedding and head left out.
+        trained_body: Of these, weights that are trained.
         head: Weights of the head, V times D.
+        trained_head: The same where they are trained, else 0.
         attention: Layers times heads times the width of a head.
-        training_passes: What forward and backward together cost, in forward passes.
     """
 
     body: int
+    trained_body: int
     head: int
+    trained_head: int
     attention: int
-    training_passes: int = PASSES_TO_TRAIN_WEIGHTS
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> ModelShape:
-        """The shape of a dense causal language model."""
-        config = model.config.get_text_config().to_dict()
-        heads = config["num_attention_heads"]
-        width = config.get("head_dim") or config["hidden_size"] // heads
+    def of(cls, model: PreTrainedModel) -> ModelShape | None:
+        """The shape of a dense transformer; None for what is not known to be one."""
+        config = model.config.get_text_config()
+        layers, heads, width = (
+            getattr(config, name, None)
+            for name in ("num_hidden_layers", "num_attention_heads", "hidden_size")
+        )
+        matrices = _matrices(model)
+        if matrices is None or not (layers and heads and width):
+            return None
         head: Tensor = model.get_output_embeddings().weight  # type: ignore[no-untyped-call]
-        embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
-        tables = {id(table): table.numel() for table in (head, embedding)}
-        parameters = list(model.parameters())
-        whole = all(parameter.requires_grad for parameter in parameters)
         return cls(
-            body=sum(each.numel() for each in parameters) - sum(tables.values()),
+            body=sum(each.numel() for each in matrices),
+            trained_body=sum(each.numel() for each in matrices if each.requires_grad),
             head=head.numel(),
-            attention=config["num_hidden_layers"] * heads * width,
-            training_passes=PASSES_TO_TRAIN_WEIGHTS if whole else PASSES_TO_TRAIN_ADAPTERS,
+            trained_head=head.numel() if head.requires_grad else 0,
+            attention=layers * heads * (getattr(config, "head_dim", None) or width // heads),
         )
 
-    def forward(self, prompts: Sequence[TokenIds], completions: Sequence[TokenIds]) -> float:
-        """Operations of reading B sequences and projecting every completion position.
+    def flops(self, lengths: Iterable[int], num_projected: int, *, gradient: bool) -> float:
+        """FLOPs of reading B sequences and projecting some of their positions to the vocabulary.
 
-        The last completion token is predicted but not read. A multiply-add counts as two.
+        A multiply-add counts as two. A backward pass costs as much as the forward pass for the
+        activations, and once more for the weights that are trained.
+
+        Args:
+            lengths: B numbers of tokens.
+            num_projected: Positions whose logits are computed.
+            gradient: Whether a backward pass follows.
         """
-        return float(sum(map(self._forward, map(len, prompts), map(len, completions))))
+        body, head, attention = self.body, self.head, 2 * self.attention
+        if gradient:
+            body, head = 2 * body + self.trained_body, 2 * head + self.trained_head
+            attention *= 3  # both factors of its products are activations
+        flops = head * num_projected
+        for read in lengths:
+            attended = read * (read + 1) // 2  # pairs of a position and one before it, or itself
+            flops += body * read + attention * attended
+        return 2.0 * flops
 
-    def _forward(self, prompt: int, completion: int) -> int:
-        read = prompt + completion - 1
-        attended = read * (read + 1) // 2  # pairs of a position and one before it, or itself
-        return 2 * (self.body * read + 2 * self.attention * attended + self.head * completion)
+
+def _matrices(model: PreTrainedModel) -> list[Tensor] | None:
+    """Weights that every token is multiplied with; None where a model has others too."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    matrices: list[Tensor] = []
+    for name, module in model.named_modules():
+        own = [each for each in module.parameters(recurse=False) if each.ndim > 1]
+        if not own or module is head or isinstance(module, nn.Embedding):
+            continue
+        if "expert" in name or not isinstance(module, nn.Linear | Conv1D):
+            return None
+        matrices += own
+    return matrices
 
 
-def step_operations(
-    shape: ModelShape, batch: DemonstrationBatch, rollout: Rollout | None
-) -> dict[str, float]:
-    """Operations of one training step by phase.
+class Passes:
+    """The passes of a training step: which model, over how many tokens, with or without gradient.
 
-    Args:
-        shape: Of student and teacher alike.
-        batch: What the step trained on.
-        rollout: The step's completions, or None for a method that imitates the demonstrations.
-
-    Returns:
-        ``rollout``, ``teacher`` and ``student`` (forward and backward), and ``sft``: what
-        imitating the same demonstrations costs.
+    Methods report each pass that they make, by what it is for; the tracker of costs adds them up.
     """
-    prompts = batch.student_prompts
-    sft = shape.training_passes * shape.forward(prompts, batch.demonstrations)
-    if rollout is None:
-        return {"rollout": 0.0, "teacher": 0.0, "student": sft, "sft": sft}
-    rows = zip(prompts, rollout.completions, rollout.logprobs, strict=True)
-    drawn = [(prompt, completion) for prompt, completion, logprobs in rows if logprobs]
-    return {
-        "rollout": shape.forward(*zip(*drawn, strict=True)) if drawn else 0.0,
-        "teacher": shape.forward(batch.teacher_prompts, rollout.completions),
-        "student": shape.training_passes * shape.forward(prompts, rollout.completions),
-        "sft": sft,
-    }
+
+    def __init__(self) -> None:
+        self._shapes: WeakKeyDictionary[PreTrainedModel, ModelShape | None] = WeakKeyDictionary()
+        self.start()
+
+    def start(self) -> None:
+        """Forget the last step."""
+        self.flops: dict[str, float | None] = {}  # by what they are for; None for unknown
+        self.num_sampled = 0  # tokens
+
+    def sampled(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[TokenIds],
+        completions: Sequence[TokenIds],
+    ) -> None:
+        """Report completions drawn from a model: every token's logits, prompts read once."""
+        num_tokens = sum(map(len, completions))
+        self.num_sampled += num_tokens
+        self.read("rollout", model, prompts, completions, num_tokens, gradient=False)
+
+    def read(
+        self,
+        purpose: str,
+        model: PreTrainedModel,
+        prompts: Sequence[TokenIds],
+        completions: Sequence[TokenIds],
+        num_projected: int,
+        *,
+        gradient: bool,
+    ) -> None:
+        """Report a pass over B sequences.
+
+        Args:
+            purpose: What it is for: rollout, teacher, student, …
+            model: Who reads.
+            prompts: B token-id lists.
+            completions: B token-id lists; the last token of each is predicted, not read.
+            num_projected: Positions that are projected to the vocabulary.
+            gradient: Whether a backward pass follows.
+        """
+        rows = zip(prompts, completions, strict=True)
+        lengths = [len(prompt) + len(completion) - 1 for prompt, completion in rows]
+        self._add(purpose, model, lengths, num_projected, gradient)
+
+    def projected(
+        self, purpose: str, model: PreTrainedModel, num_projected: int, *, gradient: bool
+    ) -> None:
+        """Report that positions of a pass were projected to the vocabulary once more."""
+        self._add(purpose, model, [], num_projected, gradient)
+
+    def _add(
+        self,
+        purpose: str,
+        model: PreTrainedModel,
+        lengths: list[int],
+        num_projected: int,
+        gradient: bool,
+    ) -> None:
+        shape = self.shape_of(model)
+        known = None if shape is None else shape.flops(lengths, num_projected, gradient=gradient)
+        self.flops[purpose] = plus(self.flops.get(purpose, 0.0), known)
+
+    def shape_of(self, model: PreTrainedModel) -> ModelShape | None:
+        """The model's shape, looked up once."""
+        if model not in self._shapes:
+            self._shapes[model] = ModelShape.of(model)
+        return self._shapes[model]
 
 
-def operations_ratio(operations: dict[str, float]) -> float:
-    """Operations of all phases, relative to SFT on the same examples."""
-    spent: Iterable[float] = (operations[phase] for phase in ("rollout", "teacher", "student"))
-    return sum(spent) / operations["sft"]
+def plus(one: float | None, other: float | None) -> float | None:
+    """The sum; None where either is unknown."""
+    return None if one is None or other is None else one + other

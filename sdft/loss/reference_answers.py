@@ -67,7 +67,7 @@ class ReferenceAnswers:
             completions: B token-id lists, its own samples.
             num_kept: K, at most the vocabulary.
         """
-        head = VocabularyHead.of(model)
+        head = VocabularyHead.of(model, check=False)
         positions = LossPositions.of(completions, device=model.device)
         with evaluation_mode(model):
             hidden = completion_hidden_states(model, prompts, completions, positions)

@@ -31,11 +31,11 @@ PATHS = ("trainer.default_root_dir",)
 NUM_PROMPTS = 2
 """Prompts of every task whose answers are shown."""
 
-COUNTED = ("num_steps", "completion_tokens", "operations_vs_sft", "peak_memory_bytes")
+COUNTED = ("num_steps", "completion_tokens", "flops_vs_sft", "peak_memory_bytes")
 """Members of ``cost.json`` that are read as they are."""
 
-SPENT = ("rollout", "teacher", "student")
-"""Phases of ``operations`` that the run itself spent; ``sft`` is what SFT would have."""
+SFT = "sft"
+"""The member of ``flops`` that the run did not spend: what SFT on the same rows would have."""
 
 Shares = dict[str, float | None]
 
@@ -176,14 +176,14 @@ def _shares(members: Mapping[str, Any], where: str) -> Shares:
 
 
 def _cost(path: Path) -> dict[str, float | None]:
-    """The sums of ``cost.json``, with seconds and operations over all phases."""
+    """The sums of ``cost.json``, with seconds and FLOPs over all phases."""
     record = read_json(path)
     seconds = member(record, "seconds", dict, f"{path}: ")
-    operations = member(record, "operations", dict, f"{path}: ")
+    flops = member(record, "flops", dict, f"{path}: ")
     cost = {name: amount(record.get(name), f"{path}: {name!r}") for name in COUNTED}
     times = [amount(value, f"{path}: {name!r}") for name, value in seconds.items()]
-    spent = [amount(operations.get(name), f"{path}: {name!r}") for name in SPENT]
-    return {**cost, "seconds": _total(times), "operations": _total(spent)}
+    spent = [amount(value, f"{path}: {name!r}") for name, value in flops.items() if name != SFT]
+    return {**cost, "seconds": _total(times), "flops": _total(spent)}
 
 
 def _total(amounts: Sequence[float | None]) -> float | None:

@@ -126,13 +126,13 @@ def cost_table(comparison: Comparison) -> Table:
 
 def cost_columns(comparison: Comparison) -> dict[str, Measure]:
     """Heading -> what a run spent; times against SFT only where SFT was run as well."""
-    power = _power_of(max((_cost(run, "operations") or 0.0 for run in comparison.runs), default=0))
+    power = _power_of(max((_cost(run, "flops") or 0.0 for run in comparison.runs), default=0))
     columns: dict[str, Measure] = {
         "optimizer steps": lambda run: _cost(run, "num_steps"),
         "training time, s": lambda run: _cost(run, "seconds"),
         "sampled tokens": lambda run: _cost(run, "completion_tokens"),
-        f"FLOPs, {POWERS[power]}": lambda run: _cost(run, "operations", 10.0**power),
-        "FLOPs / SFT": lambda run: _cost(run, "operations_vs_sft"),
+        f"FLOPs, {POWERS[power]}": lambda run: _cost(run, "flops", 10.0**power),
+        "FLOPs / SFT": lambda run: _cost(run, "flops_vs_sft"),
         "peak memory, GiB": lambda run: _cost(run, "peak_memory_bytes", GIB),
     }
     sft = Estimate.of(_cost(run, "seconds") for run in comparison.runs if _is_plain_sft(run))
