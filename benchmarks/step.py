@@ -5,7 +5,7 @@
 Both sides are processes that load once and then step in turn, ours under Lightning's Trainer with
 the repository's callbacks and logger, TRL's under its own; a ratio is the median over the pairs of
 steps. Both read the same rows in the same order, with the same text around the demonstration, in
-fp32, forward KL over the whole vocabulary, an averaged teacher, one completion per prompt, eight
+fp32, forward KL over the whole vocabulary, an EMA teacher, one completion per prompt, eight
 prompts a step. After every pair the tokens of prompts, teacher's prompts and completions are
 compared; unequal work ends the run. Cases:
 
@@ -24,7 +24,7 @@ token that ends one. Memory is the peak of the resident set of a process since i
 
 The last line is JSON. Ratios of CPU and wall-clock seconds are theirs over ours, memory ours over
 theirs; where a case has several models or data sets, the worst of each. `b_recommended` is b with
-the settings we recommend for this processor: bf16 rollouts where it computes in bf16, else those
+the settings we recommend for this CPU: bf16 rollouts where it computes in bf16, else those
 of b. `decode_vs_generate` is in CPU-seconds.
 """
 
@@ -114,7 +114,7 @@ def real_rows(bench: Bench) -> dict[str, Figures]:
     for name in names:
         bench.versus_trl(bench.real(name, 32, forced=False))
     if not computes_in_bfloat16():
-        print("b_recommended: this processor does not compute in bf16, so it is b")
+        print("b_recommended: this CPU does not compute in bf16, so it is b")
         return {"b": figures, "b_recommended": figures}
     options = yaml.safe_load(BFLOAT16.read_text(encoding="utf-8"))["model"]["init_args"]
     recommended = [

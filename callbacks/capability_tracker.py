@@ -26,7 +26,7 @@ class CapabilityTracker(L.Callback):
 
     They run through lm-evaluation-harness (``requirements-evaluation.txt``) on the weights in
     memory. The rows go to ``capabilities.json`` and to TensorBoard, where x is the number of
-    stages done; checkpoints hold them, so a resumed run goes on from them. Random states and
+    stages done; checkpoints hold them, so a resumed run continues from them. Random states and
     modes stay as they were, so a run with and one without it train the same weights. With several
     processes each of them measures everything.
 

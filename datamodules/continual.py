@@ -97,7 +97,7 @@ class ContinualDataModule(TaskReading):
         return {"rows": self._digests}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to go on with other rows; evaluating a checkpoint on any rows is fine.
+        """Refuse to resume with other rows; evaluating a checkpoint on any rows is fine.
 
         Raises:
             ResumeError: Rows that the checkpoint's run knew have changed.

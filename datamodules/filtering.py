@@ -1,4 +1,4 @@
-"""Noisy demonstrations: training rows whose demonstration the shown model does not believe."""
+"""Noisy demonstrations: training rows whose demonstration the demonstration-conditioned model finds unlikely."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def drop_disagreeing(
         datamodule: Its tasks and plan lose the rows.
         model: The model before any training, which is shown each demonstration.
         report: File of the rows left out, by task; a resumed run reads it and keeps to it.
-        resumed: Whether the run goes on from a checkpoint.
+        resumed: Whether the run resumes from a checkpoint.
 
     Raises:
         ValueError: No training row of a task is left.

@@ -23,7 +23,7 @@ class Share:
     num_ranks: int = 1
 
     def of_batch(self, places: list[Place]) -> tuple[list[Place], int]:
-        """This process's rows of a batch, and how many of them, at the end, are only lent.
+        """This process's rows of a batch, and how many of them, at the end, are padding rows.
 
         Every process gets as many rows, so that all of them run the same number of forward
         passes; where a batch does not go round, the last ones repeat a row that is another's.
@@ -44,7 +44,7 @@ class StageLoader:
         plan: The sequence of stages.
         stage: The stage to serve.
         share: Which rows of each batch are this process's.
-        collate: Makes a batch of the rows at places, given how many of them are lent.
+        collate: Makes a batch of the rows at places, given how many of them are padding rows.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class StageLoader:
             yield self._collate(*self._share.of_batch(places))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs to go on with the next batch, on any number of processes."""
+        """What a checkpoint needs to continue with the next batch, on any number of processes."""
         return {"stage": self._stage, "num_given": self._num_given}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -62,7 +62,7 @@ class ContinualModule(GreedyEvaluation):
             (transformers, on a GPU) or vllm (a server that is sent the weights).
         rollout_engine_options: The engine's own options; null for its defaults.
         lora: Train low-rank adapters on a frozen backbone; null trains all weights.
-        memory: What weights, optimizer and averaged teacher are held in, where all weights are
+        memory: What weights, optimizer and EMA teacher are held in, where all weights are
             trained. full: float32, 20 bytes a parameter with gradients. lean: bfloat16 weights,
             gradients and teacher, updated with stochastic rounding, and 8-bit moments: 8 bytes.
         anchor: Add weight * KL(model at the stage's start || student) on prompts without

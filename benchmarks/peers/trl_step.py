@@ -4,7 +4,7 @@
 
 Nothing of the trainer is changed; its batches are counted on their way through. What its defaults
 hide is set to this project's: one completion per prompt, the KL over the whole vocabulary, an
-averaged teacher, fp32, no recomputation of activations, prompts in full, rows in the given order.
+EMA teacher, fp32, no recomputation of activations, prompts in full, rows in the given order.
 A job may ask for the defaults instead. Completions of a forced length have the end token banned.
 """
 

@@ -29,7 +29,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def grouped_heads(device: torch.device) -> Iterator[None]:
-    """On a processor, let query heads share the keys they read, also where there is a mask.
+    """On a CPU, let query heads share the keys they read, also where there is a mask.
 
     transformers copies the keys and values for every query head when padding is masked, because
     on a GPU masked attention with shared keys is slow.

@@ -1,4 +1,4 @@
-"""A check of decoding on the model at hand: does it give what full forward passes give?
+"""A check of decoding on a given model: does it give what full forward passes give?
 
 An engine relies on what a model's cache can do: hold the state of every layer, let a row leave the
 batch, take back tokens that were read. Not every architecture's can, and the names of

@@ -77,7 +77,7 @@ def _checksum(path: Path, *, flush: bool = False) -> int:
 
 
 class ResumeError(ValueError):
-    """A run cannot go on from a checkpoint; the message says why and what to do."""
+    """A run cannot resume from a checkpoint; the message says why and what to do."""
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> None:

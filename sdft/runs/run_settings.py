@@ -1,6 +1,6 @@
 """Which options a resumed run must share with its checkpoint.
 
-A run that goes on with another batch size or another order of tasks is neither the old run nor a
+A run resumed with another batch size or another order of tasks is neither the old run nor a
 new one. Options that only say where, how fast, or how much is logged may change.
 """
 

@@ -67,7 +67,7 @@ class Endpoint:
         raise RuntimeError(
             f"the model at {self.url} gave no reply ({failure}) in {attempt + 1} attempts; check "
             "its url, its name and the key in its environment variable. Replies so far are kept: "
-            "run this again to go on"
+            "run this again to continue"
         )
 
     def _request(self, text: str) -> urllib.request.Request:
