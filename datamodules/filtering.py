@@ -1,4 +1,4 @@
-"""Noisy demonstrations: training rows whose demonstration the demonstration-conditioned model finds unlikely."""
+"""Training rows whose demonstration the demonstration-conditioned model finds unlikely."""
 
 from __future__ import annotations
 
