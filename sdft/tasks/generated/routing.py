@@ -10,15 +10,12 @@ import random
 from collections.abc import Iterator
 
 from sdft.tasks.generated.row_sampling import (
+    InstructedTask,
     Request,
     Split,
-    check_split,
     fillings,
-    instructed_rows,
     split_of,
-    take,
 )
-from sdft.types import Demonstration
 
 INSTRUCTIONS: tuple[str, ...] = (
     "{message}\nTeam ({teams}):",
@@ -229,33 +226,9 @@ def _requests(team: str, template: str, split: Split, rng: random.Random) -> Ite
             yield Request(message, team, template)
 
 
-def _rows(split: Split, seed: int) -> Iterator[Demonstration]:
-    """All rows in order; every eight rows have each team once."""
-    return instructed_rows(
-        "routing",
-        split,
-        seed,
-        templates=TEAMS,
-        requests=_requests,
-        instructions=INSTRUCTIONS,
-        ask=lambda instruction, message: instruction.format(
-            message=message, teams=", ".join(TEAMS)
-        ),
-    )
+def _ask(instruction: str, message: str) -> str:
+    return instruction.format(message=message, teams=", ".join(TEAMS))
 
 
-def generate_routing(split: Split, num_rows: int, seed: int = 0) -> list[Demonstration]:
-    """Rows whose answer is the one team of :data:`TEAMS` that a message is for.
-
-    A message occurs in one split only, whatever the instruction around it.
-
-    Args:
-        split: ``"train"``, ``"validation"`` or ``"test"``.
-        num_rows: How many rows.
-        seed: Chooses and orders the messages.
-
-    Raises:
-        ValueError: Unknown split, or more rows asked for than there are.
-    """
-    check_split(split)
-    return take(_rows(split, seed), num_rows, f"routing/{split}")
+generate_routing = InstructedTask("routing", TEAMS, INSTRUCTIONS, _requests, _ask).generate
+"""Rows whose answer is the one team of :data:`TEAMS` that a message is for."""

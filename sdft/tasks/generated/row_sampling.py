@@ -10,6 +10,7 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from string import Formatter
 from typing import Literal, NamedTuple, TypeVar, get_args
@@ -91,50 +92,68 @@ def balanced(streams: Sequence[Iterator[Item]], rng: random.Random) -> Iterator[
         yield from items
 
 
-def instructed_rows(
-    task: str,
-    split: Split,
-    seed: int,
-    *,
-    templates: Mapping[str, Sequence[str]],
-    requests: Callable[[str, str, Split, random.Random], Iterator[Request]],
-    instructions: Sequence[str],
-    ask: Callable[[str, str], str],
-) -> Iterator[Demonstration]:
-    """All rows of a task that puts an instruction around a request of one of several kinds.
+def around_the_request(instruction: str, request: str) -> str:
+    """The usual prompt: an instruction with a field for the request."""
+    return instruction.format(request=request)
 
-    Every block of as many rows as there are kinds has each kind once.
+
+@dataclass(frozen=True)
+class InstructedTask:
+    """A task that puts an instruction around a request of one of several kinds.
 
     Args:
-        task: The rows' task.
-        split: The rows' split.
-        seed: Chooses and orders requests and instructions.
+        name: The rows' task.
         templates: Kind of request -> templates of that kind.
-        requests: (kind, template, split, generator) -> the template's requests in the split.
         instructions: Ways to ask, one drawn per row.
+        requests: (kind, template, split, generator) -> the template's requests in the split.
         ask: (instruction, request's text) -> prompt.
     """
-    rng = seeded_random(task, split, seed)
-    by_kind = [
-        round_robin([requests(kind, template, split, rng) for template in of_kind], rng)
-        for kind, of_kind in templates.items()
-    ]
-    for number, request in enumerate(balanced(by_kind, rng)):
-        instruction = rng.choice(instructions)
-        yield Demonstration(
-            id=f"{task}-{split}-{number}",
-            task=task,
-            prompt=({"role": "user", "content": ask(instruction, request.text)},),
-            demonstration=request.response,
-            answer=request.gold or request.response,
-            meta={
-                "generator": task,
-                "split": split,
-                "seed": seed,
-                "template": request.template,
-                "instruction": instruction,
-            },
-        )
+
+    name: str
+    templates: Mapping[str, Sequence[str]]
+    instructions: Sequence[str]
+    requests: Callable[[str, str, Split, random.Random], Iterator[Request]]
+    ask: Callable[[str, str], str] = around_the_request
+
+    def generate(self, split: Split, num_rows: int, seed: int = 0) -> list[Demonstration]:
+        """Rows of a split; every block of as many as there are kinds has each kind once.
+
+        A request occurs in one split only, whatever the instruction around it.
+
+        Args:
+            split: ``"train"``, ``"validation"`` or ``"test"``.
+            num_rows: How many rows.
+            seed: Chooses and orders requests and instructions.
+
+        Raises:
+            ValueError: Unknown split, or more rows asked for than there are.
+        """
+        check_split(split)
+        return take(self._rows(split, seed), num_rows, f"{self.name}/{split}")
+
+    def _rows(self, split: Split, seed: int) -> Iterator[Demonstration]:
+        """All rows in order."""
+        rng = seeded_random(self.name, split, seed)
+        by_kind = [
+            round_robin([self.requests(kind, each, split, rng) for each in of_kind], rng)
+            for kind, of_kind in self.templates.items()
+        ]
+        for number, request in enumerate(balanced(by_kind, rng)):
+            instruction = rng.choice(self.instructions)
+            yield Demonstration(
+                id=f"{self.name}-{split}-{number}",
+                task=self.name,
+                prompt=({"role": "user", "content": self.ask(instruction, request.text)},),
+                demonstration=request.response,
+                answer=request.gold or request.response,
+                meta={
+                    "generator": self.name,
+                    "split": split,
+                    "seed": seed,
+                    "template": request.template,
+                    "instruction": instruction,
+                },
+            )
 
 
 def check_split(split: str) -> None:

@@ -10,15 +10,12 @@ import random
 from collections.abc import Iterator, Mapping
 
 from sdft.tasks.generated.row_sampling import (
+    InstructedTask,
     Request,
     Split,
-    check_split,
     fillings,
-    instructed_rows,
     split_of,
-    take,
 )
-from sdft.types import Demonstration
 
 INSTRUCTIONS: tuple[str, ...] = (
     "{request}\nWrite the call for this request.",
@@ -255,31 +252,5 @@ def _requests(tool: str, template: str, split: Split, rng: random.Random) -> Ite
             yield Request(request, format_call(tool, arguments), template)
 
 
-def _rows(split: Split, seed: int) -> Iterator[Demonstration]:
-    """All rows in order; every eight rows have each tool once."""
-    return instructed_rows(
-        "tool_call",
-        split,
-        seed,
-        templates=REQUESTS,
-        requests=_requests,
-        instructions=INSTRUCTIONS,
-        ask=lambda instruction, request: instruction.format(request=request),
-    )
-
-
-def generate_tool_call(split: Split, num_rows: int, seed: int = 0) -> list[Demonstration]:
-    """Rows whose answer is one call of a tool in :data:`PARAMETERS`.
-
-    A request occurs in one split only, whatever the instruction around it.
-
-    Args:
-        split: ``"train"``, ``"validation"`` or ``"test"``.
-        num_rows: How many rows.
-        seed: Chooses and orders the requests.
-
-    Raises:
-        ValueError: Unknown split, or more rows asked for than there are.
-    """
-    check_split(split)
-    return take(_rows(split, seed), num_rows, f"tool_call/{split}")
+generate_tool_call = InstructedTask("tool_call", REQUESTS, INSTRUCTIONS, _requests).generate
+"""Rows whose answer is one call of a tool in :data:`PARAMETERS`."""

@@ -12,15 +12,12 @@ from collections.abc import Iterator
 
 from sdft.tasks.generated.everyday_questions import INSTRUCTIONS, QUESTIONS, SETTINGS, SUBJECTS
 from sdft.tasks.generated.row_sampling import (
+    InstructedTask,
     Request,
     Split,
-    check_split,
     fillings,
-    instructed_rows,
     split_of,
-    take,
 )
-from sdft.types import Demonstration
 
 # Kind of question -> answers, each good for every question of the kind.
 ANSWERS: dict[str, tuple[str, ...]] = {
@@ -138,31 +135,5 @@ def _requests(kind: str, template: str, split: Split, rng: random.Random) -> Ite
             yield Request(question, format_answer(answer, topic), template, gold=topic)
 
 
-def _rows(split: Split, seed: int) -> Iterator[Demonstration]:
-    """All rows in order; every eight rows have each kind of question once."""
-    return instructed_rows(
-        "topic_tag",
-        split,
-        seed,
-        templates=QUESTIONS,
-        requests=_requests,
-        instructions=INSTRUCTIONS,
-        ask=lambda instruction, request: instruction.format(request=request),
-    )
-
-
-def generate_topic_tag(split: Split, num_rows: int, seed: int = 0) -> list[Demonstration]:
-    """Rows whose demonstration is a sentence and its tag, and whose gold answer is the topic.
-
-    A question occurs in one split only, whatever the instruction around it.
-
-    Args:
-        split: ``"train"``, ``"validation"`` or ``"test"``.
-        num_rows: How many rows.
-        seed: Chooses and orders the questions and their answers.
-
-    Raises:
-        ValueError: Unknown split, or more rows asked for than there are.
-    """
-    check_split(split)
-    return take(_rows(split, seed), num_rows, f"topic_tag/{split}")
+generate_topic_tag = InstructedTask("topic_tag", QUESTIONS, INSTRUCTIONS, _requests).generate
+"""Rows whose demonstration is a sentence and its tag, and whose gold answer is the topic."""
