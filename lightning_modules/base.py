@@ -124,6 +124,8 @@ class ContinualModule(GreedyEvaluation):
         )
         self.rollout_engine = make_engine(rollout_engine, **(rollout_engine_options or {}))
         self.anchor = None if anchor is None else StageAnchor(anchor)
+        if anchor is not None:
+            self.method_name += " + anchor"
         self.seed = seed
         self.last_rollout: Rollout | None = None  # of the last training step, for callbacks
         self.clock = LapClock()  # seconds of its phases, for callbacks

@@ -123,6 +123,8 @@ class SDFTModule(ContinualModule):
             or divergence in NEED_OWN_DRAWS
             or importance_clip is not None,
         )
+        if on_policy_fraction < 1.0:
+            self.method_name = f"{self.method_name}, λ = {on_policy_fraction:g}"
         self.teacher = make_teacher(self.student, checked_teacher(teacher), self.tokenizer)
         self.teacher_head = self.teacher.head(self.student_head)
 

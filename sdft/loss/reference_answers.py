@@ -73,7 +73,7 @@ class ReferenceAnswers:
             hidden = completion_hidden_states(model, prompts, completions, positions)
         parts = [
             lumped(head.logits(rows).float(), num_kept)
-            for rows in hidden.split(default_tile_rows(head.vocab_size, hidden.device))
+            for rows in torch.split(hidden, default_tile_rows(head.vocab_size, hidden.device))
         ]
         kept, logprobs, rest = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
         return cls(list(prompts), list(completions), kept, logprobs, rest)
@@ -81,7 +81,7 @@ class ReferenceAnswers:
     def of_rows(self, rows: Sequence[int]) -> ReferenceAnswers:
         """The answers with these numbers, in this order."""
         lengths = [len(completion) for completion in self.completions]
-        by_row = torch.arange(len(self.rest)).split(lengths)
+        by_row = torch.split(torch.arange(len(self.rest)), lengths)
         places = torch.cat([by_row[row] for row in rows])
         return ReferenceAnswers(
             [self.prompts[row] for row in rows],
@@ -115,9 +115,12 @@ class ReferenceAnswers:
         with evaluation_mode(model):
             hidden = completion_hidden_states(model, self.prompts, self.completions, positions)
         tile = default_tile_rows(head.vocab_size, hidden.device)
-        recorded = [each.to(hidden.device) for each in (self.kept, self.logprobs, self.rest)]
-        parts = zip(hidden.split(tile), *(each.split(tile) for each in recorded), strict=True)
-        return torch.cat([lumped_kl(*of, head.logits(rows).float()) for rows, *of in parts])
+        kept, logprobs, rest = (
+            torch.split(each.to(hidden.device), tile)
+            for each in (self.kept, self.logprobs, self.rest)
+        )
+        parts = zip(torch.split(hidden, tile), kept, logprobs, rest, strict=True)
+        return torch.cat([lumped_kl(k, p, r, head.logits(rows).float()) for rows, k, p, r in parts])
 
     def state(self) -> dict[str, Tensor]:
         """Everything as tensors, for a checkpoint or a safetensors file."""
@@ -134,7 +137,10 @@ class ReferenceAnswers:
     def from_state(cls, state: dict[str, Tensor]) -> ReferenceAnswers:
         """The answers that :meth:`state` gave."""
         prompts, completions = (
-            [row.tolist() for row in state[f"{name}_ids"].split(state[f"{name}_lengths"].tolist())]
+            [
+                row.tolist()
+                for row in torch.split(state[f"{name}_ids"], state[f"{name}_lengths"].tolist())
+            ]
             for name in ("prompts", "completions")
         )
         kept = state["kept"].long()
