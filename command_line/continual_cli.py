@@ -31,8 +31,6 @@ from callbacks import (
     StopOnSignal,
     TrajectoryTracker,
 )
-from command_line.build_knowledge import knowledge_main
-from command_line.fetch_data import fetch_main
 from command_line.renamed_keys import refuse_renamed
 from command_line.shipped_configs import CONFIGS, with_shipped_configs
 from command_line.trainer_settings import check_trainer, settle_loggers, suited_callbacks
@@ -218,10 +216,15 @@ def summary(trainer: L.Trainer) -> str:
 
 def main(args: list[str] | None = None) -> ContinualCLI:
     """Parse the command line and run it."""
+    return parsed(args, ContinualCLI)
+
+
+def parsed(args: list[str] | None, cli: type[ContinualCLI]) -> ContinualCLI:
+    """A command line, parsed and given to a class of command."""
     arguments = with_shipped_configs(sys.argv[1:] if args is None else args)
     refuse_renamed(arguments)
     defaults = {"default_config_files": [str(CONFIGS / "defaults.yaml")]}
-    return ContinualCLI(
+    return cli(
         ContinualModule,
         ContinualDataModule,
         subclass_mode_model=True,
@@ -232,13 +235,3 @@ def main(args: list[str] | None = None) -> ContinualCLI:
         parser_kwargs=dict.fromkeys(ContinualCLI.subcommands(), defaults),
         args=arguments,
     )
-
-
-def run() -> None:
-    """The console command: ``fetch`` and ``knowledge`` make data, all else is LightningCLI's."""
-    own = {"fetch": fetch_main, "knowledge": knowledge_main}
-    command, *rest = sys.argv[1:] or [""]
-    if command in own:
-        own[command](rest)
-    else:
-        main()

@@ -241,3 +241,12 @@ def _write(
         state[name][part] = values
         return
     EightBit(state[name], state[f"{name}_scales"], name == "exp_avg").write(part, values, generator)
+
+
+def moment_bytes(parameter: Tensor) -> int:
+    """Bytes of a parameter's moments."""
+    size = parameter.numel()
+    if size < SMALLEST_QUANTIZED:
+        return 2 * 4 * size
+    num_blocks = -(-size // BLOCK)
+    return 2 * num_blocks * (BLOCK + 4)

@@ -28,6 +28,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -98,6 +99,23 @@ def load_model(
     if lora is not None:
         add_adapters(model, lora, seed)
     return LoadedModel(model, tokenizer, end_token_ids(model, tokenizer))
+
+
+def model_config(name: str) -> PreTrainedConfig:
+    """A model's configuration, without its weights.
+
+    Args:
+        name: As for :func:`load_model`, or a configuration file.
+
+    Raises:
+        ValueError: The name leads nowhere.
+    """
+    file = Path(name)
+    source = str(file) if file.suffix == ".json" and file.is_file() else _resolve(name)
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read the configuration of {name!r}: {error}") from error
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:

@@ -1,0 +1,114 @@
+"""``sdft plan``: whether a configuration fits a GPU, in seconds and without its weights."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from typing import Any
+
+from command_line.continual_cli import ContinualCLI, parsed
+from sdft.evaluation.memory_plan import MemoryPlan, PlannedStep, plan_memory
+from sdft.model.lora import LoRA
+from sdft.model.pretrained import model_config
+
+UNITS = {"GiB": 2**30, "GB": 10**9, "MiB": 2**20, "MB": 10**6}
+GIB = UNITS["GiB"]
+SPARE = 0.1  # of the GPU: CUDA's context, fragmentation, what no plan knows
+MOST_PROMPT_TOKENS = 1024  # of a plan, where the data module sets no limit
+
+
+class _Parsed(ContinualCLI):
+    """The resolved configuration of ``fit``; nothing is built from it."""
+
+    def before_instantiate_classes(self) -> None:
+        """No run directory is made."""
+
+    def instantiate_classes(self) -> None:
+        """Neither model nor data are loaded."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing is trained."""
+
+
+def plan_main(args: list[str]) -> None:
+    """Print the plan; exit code 1 where it does not fit with a tenth to spare."""
+    parser = argparse.ArgumentParser(prog="sdft plan", description=__doc__)
+    parser.add_argument("--gpu", default="139GiB", help="memory of a GPU, such as 80GB or 139GiB")
+    parser.add_argument("--shape", help="config.json of the model, where the hub is out of reach")
+    parser.add_argument("--prompt_tokens", type=int, help="longest prompt, the teacher's")
+    parser.add_argument("--ranks", type=int, help="processes, where the configuration says auto")
+    options, rest = parser.parse_known_args(args)
+    try:
+        limit = parsed_bytes(options.gpu)
+        config = parsed(["fit", *rest], _Parsed).config["fit"]
+        step = planned_step(config, options)
+        plan = plan_memory(step)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    sys.stdout.write(in_words(plan, step, limit, options.gpu))
+    raise SystemExit(0 if plan.peak <= (1 - SPARE) * limit else 1)
+
+
+def parsed_bytes(text: str) -> int:
+    """Bytes of a size such as 80GB.
+
+    Raises:
+        ValueError: It is none.
+    """
+    match = re.fullmatch(rf"([\d.]+)\s*({'|'.join(UNITS)})", text)
+    if match is None:
+        raise ValueError(f"--gpu is {text!r}; it must be a number and {' or '.join(UNITS)}")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def planned_step(config: Any, options: argparse.Namespace) -> PlannedStep:
+    """What decides the bytes, from a resolved configuration.
+
+    Raises:
+        ValueError: The number of processes is not known, or the model's shape is not to be had.
+    """
+    model, data = config.model.init_args, config.data
+    ranks = _ranks(config.trainer, options.ranks)
+    teacher = dict(model.get("teacher") or {"kind": "student"})
+    other = teacher.get("pretrained")
+    engine_options = dict(model.rollout_engine_options or {})
+    return PlannedStep(
+        config=model_config(options.shape or model.pretrained),
+        memory=model.memory,
+        lora=None if model.lora is None else LoRA(**dict(model.lora)),
+        teacher=teacher.get("kind", "ema"),
+        teacher_config=None if other is None else model_config(other),
+        rows=-(-data.batch_size // ranks),
+        micro_batch_size=model.micro_batch_size,
+        activation_checkpointing=model.activation_checkpointing,
+        prompt_tokens=options.prompt_tokens or data.max_prompt_tokens or MOST_PROMPT_TOKENS,
+        completion_tokens=model.max_new_tokens,
+        autocast=str(config.trainer.precision) == "bf16-mixed",
+        engine=model.rollout_engine,
+        max_cache_tokens=engine_options.get("max_cache_tokens"),
+        num_shards=ranks if "ModelParallel" in str(config.trainer.strategy) else 1,
+    )
+
+
+def _ranks(trainer: Any, given: int | None) -> int:
+    devices = given or trainer.devices
+    if devices in ("auto", -1, "-1"):
+        raise ValueError(f"trainer.devices is {devices}: say how many with --ranks")
+    number = len(devices) if isinstance(devices, list) else int(devices)
+    return number if given else number * int(trainer.num_nodes)
+
+
+def in_words(plan: MemoryPlan, step: PlannedStep, limit: int, gpu: str) -> str:
+    """The parts, the phases and the verdict, a line each."""
+    lines = [
+        f"{plan.num_parameters / 1e9:.2f} billion parameters, {plan.num_trained / 1e9:.3f} trained; "
+        f"{step.rows} rows a rank of {step.prompt_tokens} + {step.completion_tokens} tokens",
+        *(f"  {name:<28}{size / GIB:8.2f} GiB" for name, size in plan.parts.items() if size),
+        "most at a time, by phase:",
+        *(f"  {name:<28}{size / GIB:8.2f} GiB" for name, size in plan.phases.items()),
+    ]
+    spare = 1 - plan.peak / limit
+    verdict = "fits" if spare >= SPARE else "is too tight for" if spare >= 0 else "does not fit"
+    lines.append(f"{verdict} {gpu}: {plan.peak / GIB:.1f} GiB of {limit / GIB:.1f}, {spare:.0%} spare")
+    return "\n".join(lines) + "\n"
