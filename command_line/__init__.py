@@ -11,7 +11,7 @@ __all__ = ["ContinualCLI", "RunDirectory", "main", "run"]
 
 
 def run() -> None:
-    """The console command: ``fetch`` brings data, ``plan`` plans memory, all else is LightningCLI's."""
+    """The console command: makes data, plans memory, or does what LightningCLI can."""
     own = {"fetch": fetch_main, "knowledge": knowledge_main, "plan": plan_main}
     command, *rest = sys.argv[1:] or [""]
     if command in own:

@@ -39,6 +39,7 @@ def plan_main(args: list[str]) -> None:
     parser.add_argument("--prompt_tokens", type=int, help="longest prompt, the teacher's")
     parser.add_argument("--ranks", type=int, help="processes, where the configuration says auto")
     options, rest = parser.parse_known_args(args)
+    sys.argv = sys.argv[:1]  # Lightning warns of arguments that come twice
     try:
         limit = parsed_bytes(options.gpu)
         config = parsed(["fit", *rest], _Parsed).config["fit"]
@@ -102,13 +103,19 @@ def _ranks(trainer: Any, given: int | None) -> int:
 def in_words(plan: MemoryPlan, step: PlannedStep, limit: int, gpu: str) -> str:
     """The parts, the phases and the verdict, a line each."""
     lines = [
-        f"{plan.num_parameters / 1e9:.2f} billion parameters, {plan.num_trained / 1e9:.3f} trained; "
-        f"{step.rows} rows a rank of {step.prompt_tokens} + {step.completion_tokens} tokens",
-        *(f"  {name:<28}{size / GIB:8.2f} GiB" for name, size in plan.parts.items() if size),
+        f"{plan.num_parameters / 1e9:.2f} billion parameters, {plan.num_trained / 1e9:.3f} trained",
+        f"{step.rows} rows a rank, prompts of {step.prompt_tokens} tokens, completions of "
+        f"{step.completion_tokens}",
+        *(
+            f"  {name:<28}{size / GIB:8.2f} GiB"
+            for name, size in plan.parts.items()
+            if size > GIB / 200
+        ),
         "most at a time, by phase:",
         *(f"  {name:<28}{size / GIB:8.2f} GiB" for name, size in plan.phases.items()),
     ]
     spare = 1 - plan.peak / limit
     verdict = "fits" if spare >= SPARE else "is too tight for" if spare >= 0 else "does not fit"
-    lines.append(f"{verdict} {gpu}: {plan.peak / GIB:.1f} GiB of {limit / GIB:.1f}, {spare:.0%} spare")
+    sizes = f"{plan.peak / GIB:.1f} GiB of {limit / GIB:.1f}"
+    lines.append(f"{verdict} {gpu}: {sizes}, {spare:.0%} to spare")
     return "\n".join(lines) + "\n"

@@ -113,12 +113,14 @@ def plan_memory(step: PlannedStep) -> MemoryPlan:
 def _student(step: PlannedStep) -> PreTrainedModel:
     dtype = TYPES[step.memory] if step.lora is None else BACKBONE_DTYPES[step.lora.backbone_dtype]
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(step.config, dtype=dtype)
+        build: Any = AutoModelForCausalLM.from_config
+        model: PreTrainedModel = build(step.config, dtype=dtype)
         if step.lora is not None:
             add_adapters(model, step.lora, seed=0)
     if step.activation_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    return model.train()
+    model.train()
+    return model
 
 
 def _without_data(model: nn.Module) -> None:
@@ -155,14 +157,15 @@ def _held(step: PlannedStep, student: PreTrainedModel) -> dict[str, int]:
     }
     buffers = num_bytes(student.buffers())
     return {name: -(-each // step.num_shards) for name, each in found.items()} | {
-        "buffers": buffers
+        "buffers": buffers,
     }
 
 
 def _teacher_bytes(step: PlannedStep, student: PreTrainedModel) -> int:
     if step.teacher_config is not None:
         with torch.device("meta"):
-            other: Any = AutoModelForCausalLM.from_config(step.teacher_config, dtype=torch.float32)
+            build: Any = AutoModelForCausalLM.from_config
+            other = build(step.teacher_config, dtype=torch.float32)
         return num_bytes(other.parameters())
     if step.teacher == "student" or (step.teacher == "base" and step.lora is not None):
         return 0
@@ -184,7 +187,8 @@ def _of_the_rollout(step: PlannedStep, student: PreTrainedModel) -> dict[str, in
         logits = student(
             input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1
         ).logits
-        keys = [each for layer in cache.layers for each in (layer.keys, layer.values)]
+        layers: list[Any] = cache.layers
+        keys: list[Tensor] = [each for layer in layers for each in (layer.keys, layer.values)]
         held = sum(each.untyped_storage().nbytes() for each in keys)
         pass_peak = live.peak - held
         live.restart_peak()
@@ -205,10 +209,10 @@ def _transfer_bytes(step: PlannedStep, student: PreTrainedModel) -> int:
     parameters = list(student.parameters())
     if step.engine == "vllm":
         return max(each.numel() for each in parameters) * 2
-    gathered = num_bytes(parameters) if step.num_shards > 1 else 0
+    if step.num_shards > 1:
+        return num_bytes(parameters)
     wide = [each for each in parameters if each.element_size() == FLOAT]
-    copied = sum(2 * each.numel() for each in wide) if step.autocast else 0
-    return gathered + copied
+    return sum(2 * each.numel() for each in wide) if step.autocast else 0
 
 
 def _of_the_loss(step: PlannedStep, student: PreTrainedModel) -> dict[str, int]:
@@ -279,7 +283,7 @@ def _phases(parts: dict[str, int], step: PlannedStep) -> dict[str, int]:
     }
 
 
-class _Beside(LiveBytes):
+class _Beside(LiveBytes):  # type: ignore[no-untyped-call]
     """Counts what is made beside the model."""
 
     def __init__(self, student: PreTrainedModel) -> None:

@@ -113,9 +113,10 @@ def model_config(name: str) -> PreTrainedConfig:
     file = Path(name)
     source = str(file) if file.suffix == ".json" and file.is_file() else _resolve(name)
     try:
-        return AutoConfig.from_pretrained(source)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the configuration of {name!r}: {error}") from error
+    return config
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:

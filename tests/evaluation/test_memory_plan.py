@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -95,9 +96,7 @@ def test_the_papers_model_fits_an_h200_with_all_weights_trained():
     plan = plan_memory(step)
     assert plan.num_trained == 7_615_616_512
     assert plan.peak < 0.9 * 139 * GIB
-    full = plan_memory(
-        PlannedStep(step.config, micro_batch_size=4, activation_checkpointing=True)
-    )
+    full = plan_memory(PlannedStep(step.config, micro_batch_size=4, activation_checkpointing=True))
     assert full.peak > 139 * GIB
 
 
@@ -159,7 +158,7 @@ def measure(memory, file):
     hidden = final_hidden_states(model, input_ids=ids)[:, -COMPLETION:].flatten(0, 1)
     found["activations"] = resident() - before
     heads = [VocabularyHead.of(each, check=False) for each in (model, teacher.model)]
-    found["head tiles"], loss = peak_of(lambda: loss_of(hidden, *heads))
+    found["head tiles"], loss = peak_of(partial(loss_of, hidden, *heads))
     del hidden
     loss.backward()
     del loss
