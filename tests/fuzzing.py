@@ -24,8 +24,9 @@ from sdft.model.tiny_model import SPECIAL_TOKENS, byte_tokenizer
 from sdft.scorers.json_objects import first_object
 from sdft.scorers.scorer_registry import SCORERS
 from sdft.scorers.tool_calls import parse_call
+from sdft.tasks.columns import check_columns
 from sdft.tasks.encoding import Encoder
-from sdft.tasks.hub import check_columns, kept_indices, rows_from_dataset
+from sdft.tasks.hub import kept_indices, rows_from_dataset
 from sdft.tasks.prompting import TeacherTemplate, TeacherView, shipped_templates
 from sdft.tasks.retrieval import choose_examples
 from sdft.tasks.rows import read_rows

@@ -1,17 +1,21 @@
-"""JSON Lines read strictly: whatever is not one clean JSON object a line is an error.
+"""JSON read strictly, as Lines or as a list: whatever is not a clean JSON object is an error.
 
-Every error names the file and the line. The file is read line by line, and a line over the size
-limit is refused before it is read in full.
+Every error names the file and the line. JSON Lines are read line by line, and a line over the size
+limit is refused before it is read in full. Files may be compressed with gzip or zstandard.
 """
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import math
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
 MAX_DEPTH = 64
@@ -26,9 +30,7 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         FileNotFoundError: There is no such file.
         ValueError: A line is too long, is not UTF-8, or is not one JSON object.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file")
-    with path.open("rb") as lines:
+    with opened(path) as lines:
         number = 0
         while line := lines.readline(MAX_LINE_BYTES + 1):
             number += 1
@@ -43,6 +45,51 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield where, _parse(text, where)
 
 
+def read_list(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON file that is one list, each with its place as ``file: row n``.
+
+    Raises:
+        ValueError: The file is not UTF-8, not a list, or an entry is not a JSON object.
+    """
+    with opened(path) as stream:
+        rows = _parse(_decode(stream.read(), str(path), first=True), str(path), list)
+    for number, row in enumerate(rows, start=1):
+        where = f"{path}: row {number}"
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: a {type(row).__name__}, not a JSON object; write {{...}}")
+        yield where, row
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A file's bytes, decompressed if its name ends in ``.gz`` or ``.zst``.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not compressed as its name says, or is damaged.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    try:
+        if path.suffix == ".zst":
+            import pyarrow  # takes a moment, and few files need it
+
+            with pyarrow.input_stream(str(path), compression="zstd") as compressed:
+                yield cast("BinaryIO", io.BufferedReader(compressed))
+        elif path.suffix == ".gz":
+            with gzip.open(path, "rb") as stream:
+                yield cast("BinaryIO", stream)
+        else:
+            with path.open("rb") as stream:
+                yield stream
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: not a whole gzip file ({error}); compress it again") from error
+    except OSError as error:
+        if "ZSTD" not in str(error):
+            raise
+        raise ValueError(f"{path}: not a whole zstd file ({error}); compress it again") from error
+
+
 def _decode(line: bytes, where: str, *, first: bool) -> str:
     try:
         return line.decode("utf-8-sig" if first else "utf-8")
@@ -52,7 +99,7 @@ def _decode(line: bytes, where: str, *, first: bool) -> str:
         ) from error
 
 
-def _parse(line: str, where: str) -> dict[str, Any]:
+def _parse(line: str, where: str, kind: type = dict) -> Any:
     try:
         record = json.loads(line, object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except RecursionError as error:
@@ -64,7 +111,7 @@ def _parse(line: str, where: str) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise ValueError(f"{where}: not valid JSON: {error}") from error
-    if not isinstance(record, dict):
+    if not isinstance(record, kind):
         raise ValueError(
             f"{where}: a {type(record).__name__}, not a JSON object; write the row as {{...}}"
         )

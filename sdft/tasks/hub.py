@@ -1,31 +1,28 @@
-"""Rows from a data set on the Hugging Face hub, through a mapping of its columns.
+"""Rows from a data set on the Hugging Face hub, or of a local folder that ``datasets`` reads.
 
-The mapping says for each field of a row which column holds it, or how to write it from the
-columns: a Jinja template, rendered in a sandbox. Values of columns are inserted into templates,
-never parsed as templates. Only data files are loaded, never a data set's code.
+Only data files are loaded, never a data set's code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import StrictUndefined
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+from sdft.tasks.columns import (
+    MAPPED_FIELDS,
+    REQUIRED_FIELDS,
+    Columns,
+    evaluated,
+    field_reader,
+    matching,
+)
 from sdft.tasks.rows import row_from
 from sdft.types import Demonstration
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-MAPPED_FIELDS = ("id", "prompt", "demonstration", "answer", "context")
-REQUIRED_FIELDS = ("prompt", "demonstration", "answer")
-
-T = TypeVar("T")
-Columns = Mapping[str, Any]
-FieldReader = Callable[[Columns], Any]
 
 
 def load_hub_split(
@@ -41,18 +38,47 @@ def load_hub_split(
         split: The hub's name of the split; slices such as ``train[:500]`` are allowed.
 
     Raises:
-        RuntimeError: It could not be loaded, for whatever reason.
+        ValueError: It could not be loaded, for whatever reason.
     """
     from datasets import load_dataset  # takes seconds, and most runs need no hub
 
-    try:
+    about = f"the split {split!r} of the data set {hub_id!r}"
+    with _explained(task, about, config_name, revision):
         return load_dataset(hub_id, config_name, revision=revision, split=split)
-    except Exception as error:  # the library raises many unrelated types
-        raise RuntimeError(
-            f"task {task!r}: could not load the split {split!r} of the hub data set {hub_id!r} "
-            f"(config_name {config_name!r}, revision {revision!r}); check these names and the "
-            "network connection, or give `path`, a folder with train.jsonl and validation.jsonl. "
-            f"The error was: {error}"
+
+
+def split_names(task: str, hub_id: str, config_name: str | None, revision: str | None) -> list[str]:
+    """The names of a data set's splits, of which train and validation are needed.
+
+    Raises:
+        ValueError: They could not be read, or one of the two is missing.
+    """
+    from datasets import get_dataset_split_names
+
+    with _explained(task, f"the splits of the data set {hub_id!r}", config_name, revision):
+        found: list[str] = get_dataset_split_names(hub_id, config_name, revision=revision)
+    if not {"train", "validation"} <= {*found}:
+        raise ValueError(
+            f"task {task!r}: the data set {hub_id!r} has the splits {', '.join(found)}; say which "
+            'are train and validation, such as splits: {train: "train[:90%]", validation: '
+            '"train[90%:]"}'
+        )
+    return found
+
+
+@contextmanager
+def _explained(
+    task: str, about: str, config_name: str | None, revision: str | None
+) -> Iterator[None]:
+    """Turn whatever the library raises into one line."""
+    try:
+        yield
+    except Exception as error:  # of many unrelated types
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"task {task!r}: could not load {about} (config_name {config_name!r}, revision "
+            f"{revision!r}): {reason:.300}; check these names and the network, or give path, a "
+            "folder with train and validation rows"
         ) from error
 
 
@@ -83,7 +109,7 @@ def rows_from_dataset(
     if columns is None:
         columns = {name: name for name in MAPPED_FIELDS if name in (*names, *REQUIRED_FIELDS)}
     readers = {
-        field: _field_reader(source, names, f"task {task!r}: columns: field {field!r}")
+        field: field_reader(source, names, f"task {task!r}: columns: field {field!r}")
         for field, source in columns.items()
     }
     label_names = _label_names(dataset)
@@ -92,7 +118,7 @@ def rows_from_dataset(
         where = f"task {task!r}: {split} row {index}"
         named = {**values, **_named_labels(values, label_names, where)}
         record = {
-            field: _evaluated(partial(reader, named), f"{where}: columns: field {field!r}")
+            field: evaluated(partial(reader, named), f"{where}: columns: field {field!r}")
             for field, reader in readers.items()
         }
         record["id"] = _id(record.get("id", f"{split}-{index}"))
@@ -120,90 +146,6 @@ def kept_indices(dataset: Dataset, where: str | None, task: str, split: str) -> 
         for index, values in enumerate(dataset)
     )
     return matching(named, where, f"task {task!r}: where", split)
-
-
-def matching(rows: Iterable[Columns], condition: str, option: str, split: str) -> list[int]:
-    """Indices of the rows for which a condition holds.
-
-    Args:
-        rows: The values that the condition may name.
-        condition: A Jinja expression, evaluated in a sandbox.
-        option: Task and option it comes from, for errors.
-        split: The rows' split, for errors.
-
-    Raises:
-        ValueError: The expression does not parse, fails on a row, or keeps no row.
-    """
-    about = f"{option}: {condition!r:.80}"
-    holds = _evaluated(
-        lambda: _sandbox().compile_expression(condition, undefined_to_none=False),
-        f"{about} is broken",
-    )
-    kept = [
-        index
-        for index, values in enumerate(rows)
-        if _evaluated(partial(_truth, holds, values), f"{about} fails on {split} row {index}")
-    ]
-    if not kept:
-        raise ValueError(f"{about} keeps no row of {split}")
-    return kept
-
-
-def check_columns(columns: Mapping[str, str], task: str) -> None:
-    """Check a column mapping as far as that is possible without the data.
-
-    Raises:
-        ValueError: An unknown field, a required one left out, or a template that does not parse.
-    """
-    for field, source in columns.items():
-        if field not in MAPPED_FIELDS:
-            raise ValueError(
-                f"task {task!r}: columns: unknown field {field!r}; "
-                f"map any of {', '.join(MAPPED_FIELDS)}"
-            )
-        if is_template(source):
-            _template_reader(source, f"task {task!r}: columns: field {field!r}")
-    for field in REQUIRED_FIELDS:
-        if field not in columns:
-            raise ValueError(f"task {task!r}: columns: field {field!r} is not mapped; add it")
-
-
-def is_template(source: str) -> bool:
-    """Whether a mapping's right side is a template rather than a column's name."""
-    return "{{" in source
-
-
-def _sandbox() -> ImmutableSandboxedEnvironment:
-    return ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
-
-
-def _field_reader(source: str, names: list[str], where: str) -> FieldReader:
-    if is_template(source):
-        return _template_reader(source, where)
-    if source not in names:
-        raise ValueError(
-            f"{where}: there is no column {source!r}; "
-            f"map the field to one of {', '.join(names)}, or to a template"
-        )
-    return lambda values: values[source]
-
-
-def _template_reader(source: str, where: str) -> FieldReader:
-    template = _evaluated(
-        lambda: _sandbox().from_string(source), f"{where}: the template {source!r:.80} is broken"
-    )
-    return template.render
-
-
-def _truth(expression: Callable[[Columns], Any], values: Columns) -> bool:
-    return bool(expression(values))  # raises where the value is undefined
-
-
-def _evaluated(evaluate: Callable[[], T], about: str) -> T:
-    try:
-        return evaluate()
-    except Exception as error:  # an expression may fail in any way
-        raise ValueError(f"{about}: {str(error) or type(error).__name__}") from error
 
 
 def _id(value: Any) -> Any:

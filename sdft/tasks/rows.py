@@ -1,8 +1,8 @@
 """The schema of a task's rows: plain values in, :class:`Demonstration` out, or a clear error.
 
-A row has ``id``, ``prompt`` (a string, or chat messages whose last is the user's),
-``demonstration``, ``answer``, and if wanted ``context``, ``meta`` and ``task``. The same checks
-hold for rows of a JSON Lines file and of a hub data set.
+A row has ``prompt`` (a string, or chat messages whose last is the user's), ``demonstration``,
+``answer``, and if wanted ``id``, ``context``, ``meta`` and ``task``. The same checks hold for rows
+of a file and of a hub data set. A row without an id is named after its split and line.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sdft.runs.jsonl import check_json, read_records
+from sdft.runs.jsonl import check_json
+from sdft.tasks.columns import mapped
+from sdft.tasks.row_files import as_fields, is_table, read_file
 from sdft.types import Demonstration, Message
 
 FIELDS = ("id", "task", "prompt", "demonstration", "answer", "context", "meta")
@@ -25,17 +27,19 @@ def read_rows(
     needs_demonstration: bool,
     needs_answer: bool = True,
     context_field: str | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> list[Demonstration]:
-    """Read and check all rows of a JSON Lines file.
+    """Read and check all rows of a file.
 
     Args:
-        path: The file.
+        path: The file, in any format of :mod:`sdft.tasks.row_files`.
         task: The name the rows get, whatever their own ``task`` says.
         needs_demonstration: Whether an empty or absent demonstration is an error, as it is in
             training rows.
         needs_answer: Whether an absent answer is an error, as it is in all rows that are scored.
         context_field: Dotted path of the value that becomes the row's context, such as
             ``meta.document``; None takes the field ``context``.
+        columns: Field -> column or Jinja template; None takes the columns of these names.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -44,7 +48,15 @@ def read_rows(
     """
     rows = []
     first_place: dict[str, str] = {}
-    for where, record in read_records(path):
+    for where, record in read_file(path):
+        if columns is not None:
+            record = mapped(record, columns, where)
+        if columns is not None or is_table(path):
+            record = as_fields(record, FIELDS)
+        record = {
+            "id": f"{path.name.split('.')[0]}-{where.rpartition(':')[2].split()[-1]}",
+            **record,
+        }
         check_fields(record, where)
         if context_field is not None:
             record = {**record, "context": _value_at(record, context_field, where)}
@@ -54,12 +66,12 @@ def read_rows(
         if row.id in first_place:
             raise ValueError(
                 f"{where}: field 'id': {row.id!r:.80} is also the id of {first_place[row.id]}; "
-                "ids must be unique within a task"
+                "ids must be unique within a split"
             )
         first_place[row.id] = where
         rows.append(row)
     if not rows:
-        raise ValueError(f"{path}: has no rows; write one JSON object a line")
+        raise ValueError(f"{path}: has no rows; write at least one")
     return rows
 
 
@@ -81,7 +93,7 @@ def row_from(
     if not needs_demonstration:
         record = {"demonstration": "", **record}
     return Demonstration(
-        id=_text(record, "id", where),
+        id=_text({**record, "id": _named(record.get("id"))}, "id", where),
         task=task,
         prompt=_prompt(_present(record, "prompt", where), f"{where}: field 'prompt'"),
         demonstration=_text(record, "demonstration", where, may_be_empty=not needs_demonstration),
@@ -89,6 +101,17 @@ def row_from(
         context=None if record.get("context") is None else _text(record, "context", where),
         meta=_meta(record, where),
     )
+
+
+def _id_of_place(path: Path, where: str) -> str:
+    """Such as ``train-3``, for ``train.jsonl:3`` and for ``train.parquet: row 3``."""
+    number = where.rpartition(":")[2].split()[-1]
+    return f"{path.name.split('.')[0]}-{number}"
+
+
+def _named(number: Any) -> Any:
+    """An id as text: numbers are as good."""
+    return str(number) if isinstance(number, int) and not isinstance(number, bool) else number
 
 
 def check_fields(record: Mapping[str, Any], where: str) -> None:
@@ -111,7 +134,12 @@ def check_fields(record: Mapping[str, Any], where: str) -> None:
 def _present(record: Mapping[str, Any], name: str, where: str) -> Any:
     if record.get(name) is None:
         state = "is null" if name in record else "is missing"
-        raise ValueError(f"{where}: field {name!r} {state}; every row needs it")
+        meta = record.get("meta")
+        names = [*record, *(meta if isinstance(meta, Mapping) else ())]
+        present = ", ".join(key for key in names if key not in ("id", "meta")) or "none"
+        raise ValueError(
+            f"{where}: field {name!r} {state}; every row needs it (present: {present:.200})"
+        )
     return record[name]
 
 
@@ -186,18 +214,17 @@ def _value_at(record: Mapping[str, Any], dotted_path: str, where: str) -> Any:
     return value
 
 
-def check_unique_ids(splits: Mapping[str, Iterable[Demonstration]], task: str) -> None:
-    """Check that no id occurs twice in a task, in one split or in two.
+def check_unique_ids(rows: Iterable[Demonstration], task: str, split: str) -> None:
+    """Check that no id occurs twice in a split.
 
     Raises:
-        ValueError: One does; the message names it and both splits.
+        ValueError: One does.
     """
-    split_of: dict[str, str] = {}
-    for split, rows in splits.items():
-        for row in rows:
-            if row.id in split_of:
-                raise ValueError(
-                    f"task {task!r}: the id {row.id!r:.80} occurs in {split_of[row.id]} and "
-                    f"again in {split}; ids must be unique within a task"
-                )
-            split_of[row.id] = split
+    seen: set[str] = set()
+    for row in rows:
+        if row.id in seen:
+            raise ValueError(
+                f"task {task!r}: the id {row.id!r:.80} occurs twice in {split}; ids must be "
+                "unique within a split"
+            )
+        seen.add(row.id)

@@ -8,15 +8,15 @@ from typing import Literal
 
 from sdft.scorers.judge import Judge
 from sdft.scorers.scorer_registry import get_scorer
+from sdft.tasks.columns import check_columns
 from sdft.tasks.generated import GENERATORS, SPLITS, Split
-from sdft.tasks.hub import check_columns
 from sdft.tasks.prompting import TEACHER_CONTEXTS
 from sdft.tasks.sources import read_description
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 _SOURCES = ("generator", "path", "source", "hub_id")
 _FOLDER_ONLY = ("path_where", "context_field")
-_HUB_ONLY = ("revision", "config_name", "columns", "where", "splits")
+_HUB_ONLY = ("revision", "config_name", "where", "splits")
 
 
 @dataclass
@@ -32,17 +32,18 @@ class TaskSpec:
             one that all rows name in ``meta.scoring``.
         generator: A generated task: routing, tool_call, new_facts or topic_tag.
         generator_options: Options of the generator, such as ``num_entities`` of new_facts.
-        path: A folder with train.jsonl, validation.jsonl and, if wanted, test.jsonl; relative to
-            the working directory.
+        path: A folder with train.jsonl, validation.jsonl and, if wanted, test.jsonl, or files of
+            another format (docs/tasks.md); relative to the working directory.
         source: A public data set by the name of its description in ``sdft/tasks/sources``, such as
             ``banking77``, or the path of a description of your own. It is fetched, checked and
             converted at its first use, and read from the cache from then on.
-        hub_id: A data set on the Hugging Face hub, such as ``PolyAI/banking77``.
+        hub_id: A data set on the Hugging Face hub, such as ``PolyAI/banking77``, or a local
+            folder that ``datasets`` reads.
         revision: The hub data set's branch, tag or commit.
         config_name: The hub data set's configuration.
-        columns: For each of id, prompt, demonstration, answer and context, the hub data set's
-            column, or a Jinja template over the columns (a text with ``{{``). None takes the
-            columns of these names. Rows without an id are numbered.
+        columns: For each of id, prompt, demonstration, answer and context, the data set's
+            or path's column, or a Jinja template over the columns (a text with ``{{``). None takes
+            the columns of these names. Rows without an id are numbered.
         where: A Jinja expression over the hub's columns, such as ``label != "oos"``; rows for
             which it does not hold are left out. None keeps all.
         splits: For each of train, validation and test, the hub's split, such as
@@ -162,11 +163,13 @@ class TaskSpec:
             unused += [option for option in _FOLDER_ONLY if option in given]
         if self.generator_options is not None and self.generator is None:
             unused.append("generator_options")
+        if self.columns is not None and not {"path", "hub_id"} & given:
+            unused.append("columns")
         if unused:
             raise ValueError(
                 f"task {self.name!r}: {', '.join(unused)} would have no effect: "
                 f"{', '.join(_FOLDER_ONLY)} belong to a path or source, {', '.join(_HUB_ONLY)} to "
-                "a hub_id, generator_options to a generator"
+                "a hub_id, columns to a path or hub_id, generator_options to a generator"
             )
 
     def _check_splits(self) -> None:

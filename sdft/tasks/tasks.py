@@ -16,8 +16,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from sdft.scorers.scorer_registry import SCORER_OF_SCORING, SCORERS, Scorer, get_scorer
+from sdft.tasks.columns import matching
 from sdft.tasks.generated import SPLITS, Split, generate
-from sdft.tasks.hub import kept_indices, load_hub_split, matching, rows_from_dataset
+from sdft.tasks.hub import kept_indices, load_hub_split, rows_from_dataset, split_names
+from sdft.tasks.row_files import split_file
 from sdft.tasks.rows import check_unique_ids, read_rows
 from sdft.tasks.sources import FetchError, fetched
 from sdft.tasks.task_spec import TaskSpec
@@ -91,15 +93,15 @@ def load_task(spec: TaskSpec, seed: int = 0) -> Task:
 
     Raises:
         FileNotFoundError: The folder, or a file it must have, does not exist.
-        ValueError: A bad row, a gold answer that does not suit the scorer, fewer rows than
-            asked for, or no scorer.
+        ValueError: A data set that cannot be loaded, a bad row, a gold answer that does not suit
+            the scorer, fewer rows than asked for, or no scorer.
         FetchError: A public data set could not be fetched, or is not what it must be.
-        RuntimeError: The hub data set could not be loaded.
     """
     splits, source = _load_splits(spec, seed)
     if spec.prompts_only:
         splits["train"] = tuple(replace(row, demonstration="") for row in splits["train"])
-    check_unique_ids(splits, spec.name)
+    for split, rows in splits.items():
+        check_unique_ids(rows, spec.name, split)
     scorer_name = spec.scorer or _default_scorer(spec, splits)
     scorer = get_scorer(scorer_name, spec.judge)
     for split in SPLITS:
@@ -142,14 +144,14 @@ def _load_splits(spec: TaskSpec, seed: int) -> tuple[Splits, str]:
             f"made by the generator {spec.generator!r} with seed {seed}",
         )
     if spec.path is not None:
-        folder = Path(spec.path)
+        folder = Path(spec.path).expanduser()
         return _folder_splits(spec, folder, seed), f"read from the folder {folder}"
     if spec.source is not None:
         return _fetched_splits(spec, spec.source, seed)
     assert spec.hub_id is not None  # a spec without any source is refused when it is made
     revision = "its newest revision" if spec.revision is None else f"revision {spec.revision}"
     return (
-        _hub_splits(spec, spec.hub_id, seed),
+        _hub_splits(spec, str(Path(spec.hub_id).expanduser()), seed),
         f"read from the hub data set {spec.hub_id!r} at {revision}",
     )
 
@@ -183,20 +185,22 @@ def _folder_splits(spec: TaskSpec, folder: Path, seed: int) -> Splits:
         )
     splits: Splits = {}
     for split in SPLITS:
-        path = folder / f"{split}.jsonl"
+        path = split_file(folder, split)
         rows: list[Demonstration] = []
-        if path.exists():
+        if path is not None:
             rows = read_rows(
                 path,
                 spec.name,
                 needs_demonstration=split == "train" and not spec.prompts_only,
                 needs_answer=not _is_prompts(spec, split),
                 context_field=spec.context_field,
+                columns=spec.columns,
             )
         elif split != "test":
+            held = ", ".join(sorted(each.name for each in folder.iterdir())) or "nothing"
             raise FileNotFoundError(
-                f"task {spec.name!r}: there is no file {path}; "
-                "a task's folder has train.jsonl, validation.jsonl and, if wanted, test.jsonl"
+                f"task {spec.name!r}: {folder} has no {split} rows; it needs {split}.jsonl, .json, "
+                f".csv, .tsv, .parquet or .arrow, and holds {held:.200}"
             )
         kept = _kept(rows, spec, split)
         splits[split] = tuple(kept[index] for index in _chosen(len(kept), spec, split, seed))
@@ -213,7 +217,11 @@ def _kept(rows: list[Demonstration], spec: TaskSpec, split: Split) -> list[Demon
 
 
 def _hub_splits(spec: TaskSpec, hub_id: str, seed: int) -> Splits:
-    names = {split: split for split in SPLITS} if spec.splits is None else spec.splits
+    if spec.splits is None:
+        found = split_names(spec.name, hub_id, spec.config_name, spec.revision)
+        names = {str(split): str(split) for split in SPLITS if split in found}
+    else:
+        names = spec.splits
     splits: Splits = dict.fromkeys(SPLITS, ())
     for split in SPLITS:
         if split not in names:

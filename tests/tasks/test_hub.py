@@ -2,7 +2,8 @@ import datasets
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from sdft.tasks.hub import check_columns, kept_indices, load_hub_split, rows_from_dataset
+from sdft.tasks.columns import check_columns
+from sdft.tasks.hub import kept_indices, load_hub_split, rows_from_dataset
 
 COLUMNS = {
     "prompt": "Label: {{ text }}",
@@ -129,5 +130,8 @@ def test_a_mapping_is_checked_before_any_data_is_loaded(columns, message):
 
 def test_a_hub_set_that_cannot_be_loaded_is_an_error_that_says_what_to_do(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(RuntimeError, match=r"task 'mine': .*'train\[:5\]'.*'no/such'.*`path`"):
+    with pytest.raises(
+        ValueError, match=r"task 'mine': .*'train\[:5\]'.*'no/such'.*path, a"
+    ) as one:
         load_hub_split("mine", "no/such", None, "main", "train[:5]")
+    assert "\n" not in str(one.value)

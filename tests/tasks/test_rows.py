@@ -45,6 +45,12 @@ def test_a_prompt_string_becomes_one_user_message(path):
     assert row.context is None
 
 
+def test_an_id_may_be_left_out_or_be_a_number(path):
+    without_id = {name: value for name, value in ROW.items() if name != "id"}
+    rows = read(path, without_id, "", {**ROW, "id": 7}, without_id)
+    assert [row.id for row in rows] == ["train-1", "7", "train-4"]
+
+
 def test_blank_lines_line_ends_and_a_byte_order_mark_do_not_matter(path):
     path.write_bytes(b"\xef\xbb\xbf\r\n" + json.dumps(ROW).encode() + b"\r\n\n")
     assert len(read_rows(path, "mine", needs_demonstration=True)) == 1
@@ -97,9 +103,8 @@ BAD_ROWS = {
     "deep": ({**ROW, "answer": json.loads("[" * MAX_DEPTH * 2 + "]" * MAX_DEPTH * 2)}, "deeper"),
     "very deep": ('{"id": ' + "[" * 200_000, "nested deeper"),
     "unknown field": ({**ROW, "contxt": "x"}, "unknown field 'contxt'.*'meta'"),
-    "no id": (without("id"), "field 'id' is missing"),
     "null id": ({**ROW, "id": None}, "field 'id' is null"),
-    "number as id": ({**ROW, "id": 3}, "field 'id': 3 is not a string"),
+    "fraction as id": ({**ROW, "id": 3.5}, "field 'id': 3.5 is not a string"),
     "no prompt": (without("prompt"), "field 'prompt' is missing"),
     "empty prompt": ({**ROW, "prompt": " \n"}, "field 'prompt' is empty"),
     "no messages": ({**ROW, "prompt": []}, "field 'prompt': .* neither"),
