@@ -5,7 +5,7 @@ PIP_INSTALL = pip install --quiet --disable-pip-version-check
 # Not in the lock: its builds for CPU and CUDA are different files with one version.
 TORCH = torch==2.13.0
 
-.PHONY: install install-dev test-vllm quickstart smoke test test-fast test-newest fuzz check format docs lock \
+.PHONY: install install-dev test-vllm quickstart smoke test test-fast test-newest test-trackers fuzz check format docs lock \
     audit clean
 
 # Exact versions with hashes from the lock; torch from wherever pip finds the build you want, such as
@@ -72,6 +72,14 @@ $(VLLM_VENV)/.installed:
 	        > "$$folder/vllm-0.32.0+cpu.dist-info/METADATA"
 	touch $@
 
+# Weights & Biases, MLflow and Trackio, which nothing else needs: in no lock, in an environment beside.
+test-trackers: install-dev
+	$(BIN)/python -m venv $(VENV)-trackers
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" \
+	    > $$(echo $(VENV)-trackers/lib/python3*/site-packages)/development.pth
+	$(VENV)-trackers/bin/$(PIP_INSTALL) wandb==0.31.0 mlflow==3.17.2 trackio==0.43.0
+	OMP_NUM_THREADS=1 $(VENV)-trackers/bin/python -m pytest tests/callbacks/test_tracking_loggers.py
+
 fuzz: install-dev
 	$(BIN)/python -m benchmarks.fuzz --cases 2000
 
@@ -112,4 +120,4 @@ audit: install-dev
 	$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements-dev.lock
 
 clean:
-	rm -rf $(VENV) $(VENV)-docs $(VENV)-newest build *.egg-info
+	rm -rf $(VENV) $(VENV)-docs $(VENV)-newest $(VENV)-trackers build *.egg-info

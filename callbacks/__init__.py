@@ -14,6 +14,7 @@ from callbacks.progress import StageProgressBar
 from callbacks.retention_tracker import RetentionTracker
 from callbacks.rollout_text import RolloutText
 from callbacks.stage_checkpoint import AtomicCheckpointIO, SettingsRecord, StageCheckpoint
+from callbacks.trackio_logger import TrackioLogger
 from callbacks.trajectory_tracker import TrajectoryTracker
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     "StageExport",
     "StageProgressBar",
     "StopOnSignal",
+    "TrackioLogger",
     "TrajectoryTracker",
 ]

@@ -1,7 +1,7 @@
 """What callbacks write to the run's loggers besides the scalars that a module logs by itself.
 
-Scalars go to every logger. Figures and texts go to TensorBoard and to loggers with Lightning's
-``log_image`` and ``log_text``, such as Weights & Biases.
+Scalars go to every logger. Figures and texts go to TensorBoard, MLflow, and loggers with
+Lightning's ``log_image`` and ``log_text``, such as Weights & Biases and ``TrackioLogger``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger
 from matplotlib.figure import Figure
 
 
@@ -40,6 +40,8 @@ def log_figure(
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_figure(tag, figure, num_stages_done, close=False)
             logger.experiment.flush()
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_figure(logger.run_id, figure, f"{tag}-{num_stages_done}.png")
         elif hasattr(logger, "log_image"):
             logger.log_image(key=tag, images=[figure], step=global_step)
 
@@ -48,11 +50,13 @@ def log_table(
     trainer: L.Trainer, tag: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> None:
     """Log rows of text, where a logger takes text, at the current optimizer step."""
+    lines = [list(columns), ["---"] * len(columns), *(map(_cell, row) for row in rows)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            lines = [list(columns), ["---"] * len(columns), *(map(_cell, row) for row in rows)]
-            table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
             logger.experiment.add_text(tag, table, trainer.global_step)
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_text(logger.run_id, table, f"{tag}-{trainer.global_step}.md")
         elif hasattr(logger, "log_text"):
             logger.log_text(tag, columns=list(columns), data=list(map(list, rows)))
 
