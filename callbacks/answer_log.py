@@ -15,15 +15,16 @@ from sdft.runs.files import write_bytes_atomically, write_json_atomically
 from sdft.tasks.tasks import Task
 from sdft.types import Demonstration, EvaluationBatch
 
-Answered = tuple[str, tuple[Demonstration, ...], list[str], list[float]]
-"""A batch: its task and rows, their answers and scores."""
+Answered = tuple[str, tuple[Demonstration, ...], list[str], list[float], list[str]]
+"""A batch: its task and rows, their answers, scores and whole completions."""
 
 
 class AnswerLog(L.Callback):
     """Writes every answer of an evaluation with its score, and further measures of all answers.
 
     ``answers/stage-<k>.jsonl`` has the validation rows' answers after k stages,
-    ``answers/test.jsonl`` those of the test rows. The ``.json`` beside each has the measures that
+    ``answers/test.jsonl`` those of the test rows; where a thought or a stop string is no part of
+    the answer, the whole completion too. The ``.json`` beside each has the measures that
     the accuracy matrix has no room for: macro-F1 of labels, exact match, contains and token F1 of
     short facts, ToolAlpaca's published rule, the intents and slots of SNIPS, a judge's other rule.
     """
@@ -40,7 +41,8 @@ class AnswerLog(L.Callback):
         *_: Any,
     ) -> None:
         """Keep the batch's answers."""
-        self._answered.append((batch.task, batch.rows, outputs["answers"], outputs["scores"]))
+        found = (outputs["answers"], outputs["scores"], outputs["texts"])
+        self._answered.append((batch.task, batch.rows, *found))
 
     on_test_batch_end = on_validation_batch_end
 
@@ -66,17 +68,18 @@ class AnswerLog(L.Callback):
 
 
 def _lines(answered: Answered) -> str:
-    task, rows, answers, scores = answered
+    task, rows, answers, scores, texts = answered
     entries = [
         {
             "task": task,
             "id": row.id,
-            "prompt": row.prompt[-1]["content"],
+            "prompt": row.question,
             "expected": row.answer,
             "score": score,
             "answer": answer,
+            **({} if text == answer else {"completion": text}),
         }
-        for row, answer, score in zip(rows, answers, scores, strict=True)
+        for row, answer, score, text in zip(rows, answers, scores, texts, strict=True)
     ]
     return "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
 
@@ -85,8 +88,8 @@ def _measures(answered: Sequence[Answered], tasks: Sequence[Task]) -> dict[str, 
     found = {}
     for task in tasks:
         own = [each for each in answered if each[0] == task.name]
-        rows = [row for _, batch, _, _ in own for row in batch]
-        answers = [answer for _, _, texts, _ in own for answer in texts]
+        rows = [row for _, batch, *_ in own for row in batch]
+        answers = [answer for _, _, texts, *_ in own for answer in texts]
         if rows:
             found[task.name] = further_measures(task.scorer, answers, rows)
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
@@ -16,7 +17,7 @@ from sdft.model.head import VocabularyHead
 from sdft.model.modes import evaluation_mode
 from sdft.model.teacher import Teacher
 from sdft.tasks.tasks import Task
-from sdft.types import DemonstrationBatch, Rollout
+from sdft.types import DemonstrationBatch, Rollout, TokenIds
 
 DEFINITIONS = {
     "student_accuracy": "Share of the rows that the student answers correctly from the prompt "
@@ -116,16 +117,22 @@ def compare(module: Any, batch: DemonstrationBatch, task: Task) -> dict[str, flo
         )
     kl, _ = kl_and_entropy(hidden, module.teacher_head, students_hidden, module.student_head)
     return {
-        "student_accuracy": _accuracy(module, batch, task, student),
-        "teacher_accuracy": _accuracy(module, batch, task, teacher),
+        "student_accuracy": _accuracy(module, batch, task, batch.student_prompts, student),
+        "teacher_accuracy": _accuracy(module, batch, task, prompts, teacher),
         "kl_teacher_student": kl.mean().item(),
         "student_length": student.num_tokens / len(batch),
         "teacher_length": teacher.num_tokens / len(batch),
     }
 
 
-def _accuracy(module: Any, batch: DemonstrationBatch, task: Task, rollout: Rollout) -> float:
-    answers = module.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
+def _accuracy(
+    module: Any,
+    batch: DemonstrationBatch,
+    task: Task,
+    prompts: Sequence[TokenIds],
+    rollout: Rollout,
+) -> float:
+    answers = module.answers(prompts, rollout)
     scores = [task.scorer(answer, row) for answer, row in zip(answers, batch.rows, strict=True)]
     return sum(scores) / len(scores)
 

@@ -115,8 +115,8 @@ class PassAtK(L.Callback):
                 mix_seed(Stream.PASS_AT_K, module.seed, number, row.task, row.id)
                 for number in numbers
             ]
-            rollout = module.generate([prompt] * len(numbers), settings, seeds=seeds)
-            yield from module.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
+            prompts = [prompt] * len(numbers)
+            yield from module.answers(prompts, module.generate(prompts, settings, seeds=seeds))
 
 
 def _rows(loader: Any) -> Iterator[tuple[EvaluationBatch, Demonstration, TokenIds]]:

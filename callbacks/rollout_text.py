@@ -35,7 +35,7 @@ class RolloutText(L.Callback):
         completions = decode(rollout.completions[: self.num_rows])
         read = decode(batch.teacher_prompts[: self.num_rows])
         rows = [
-            (row.prompt[-1]["content"], row.demonstration, completion, prompt)
+            (row.question, row.demonstration, completion, prompt)
             for row, completion, prompt in zip(batch.rows, completions, read, strict=False)
         ]
         log_table(trainer, "rollouts", COLUMNS, rows)

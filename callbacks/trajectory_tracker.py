@@ -189,8 +189,7 @@ def accuracy(
     scores: list[float] = []
     for start in range(0, len(rows), data.eval_batch_size):
         batch = data.reader.evaluation_batch(task, rows[start : start + data.eval_batch_size])
-        completions = module.generate(batch.prompts, module.greedy).completions
-        answers = module.tokenizer.batch_decode(completions, skip_special_tokens=True)
+        answers = module.answers(batch.prompts, module.generate(batch.prompts, module.greedy))
         scores += map(batch.scorer, answers, batch.rows)
     return sum(scores) / len(scores)
 

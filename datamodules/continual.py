@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -81,7 +82,7 @@ class ContinualDataModule(TaskReading):
         self.num_stages_done: int | None = None
 
     def setup(self, stage: str) -> None:
-        """Refuse ``trainer.fit`` by itself: it trains one stage, and evaluates none.
+        """Agree on the clock; refuse ``trainer.fit`` by itself, which trains one stage.
 
         Raises:
             RuntimeError: No sequence is running (``stage`` is Lightning's: fit, validate, …).
@@ -91,23 +92,44 @@ class ContinualDataModule(TaskReading):
                 "trainer.fit(module, datamodule=data) trains one stage; for the whole sequence "
                 "write: from datamodules import fit_sequence; fit_sequence(trainer, module, data)"
             )
+        self._set_clock(self.trainer.strategy.broadcast(self._clock))
 
     def state_dict(self) -> dict[str, Any]:
-        """What tells the rows of a checkpoint's run from others."""
-        return {"rows": self._digests}
+        """What tells the rows and templates of a checkpoint's run from others, and its clock."""
+        return {"rows": self._digests, "templates": self.template_digests, "clock": self._clock}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to resume with other rows; evaluating a checkpoint on any rows is fine.
+        """Set the run's clock, and refuse to resume with other rows or templates.
+
+        Evaluating a checkpoint on any rows is fine.
 
         Raises:
-            ResumeError: Rows that the checkpoint's run knew have changed.
+            ResumeError: Rows or templates that the checkpoint's run knew have changed.
         """
+        self._set_clock(state_dict.get("clock"))
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         if fitting and (changed := differences(state_dict["rows"], self._digests)):
             raise ResumeError(
                 "the data is not what the checkpoint's run had; digests of the rows in task.split "
                 f"that differ: {'; '.join(changed)}. Restore it, or start a new run"
             )
+
+        held = state_dict.get("templates", {})
+        if fitting and (changed := differences(held, self.template_digests)):
+            raise ResumeError(
+                "a template is not what the checkpoint's run had; digests that differ: "
+                f"{'; '.join(changed)}. Restore it, or start a new run"
+            )
+
+    @property
+    def _clock(self) -> str | None:
+        """The time that chat templates are told; None where they ask for none."""
+        clock = self.reader.chat.clock
+        return None if clock is None else clock.isoformat()
+
+    def _set_clock(self, clock: str | None) -> None:
+        if clock is not None and clock != self._clock:
+            self.reader = self.reader.at(datetime.fromisoformat(clock))
 
     @cached_property
     def _digests(self) -> dict[str, dict[str, str]]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import lightning as L
 from transformers import PreTrainedTokenizerBase
 
+from datamodules.chat_options import ChatOptions, run_clock, template_digests
 from datamodules.documents import DocumentTokenizer
 from datamodules.tokenization import RowTokenizer
+from sdft.model.chat_template import THOUGHT_MARKS
 from sdft.tasks.prompting import TeacherTemplate, TeacherView
 from sdft.tasks.retrieval import check_choice, choose_examples
 from sdft.tasks.tasks import Task, TaskSpec, load_tasks
@@ -37,6 +40,12 @@ class TaskReading(L.LightningDataModule):
         teacher_template: How the teacher is shown these: a shipped template (dialogue,
             dialogue_twice, dialogue_again, paper, paper_short) or the path of a .jinja file.
         system_prompt: System message for prompts without one; null keeps the chat template's own.
+        chat_template_kwargs: Variables of the chat template, such as Qwen3's enable_thinking.
+        teacher_chat_template_kwargs: The teacher's, where they are other ones.
+        thought_marks: What the model's thoughts begin and end with. Answers are scored by what
+            follows the thought; an empty list scores all of them, thoughts included.
+        clock: The time that a chat template is told that prints the date, such as
+            2026-11-27T12:00; null for the moment the run starts, which its checkpoints keep.
         max_prompt_tokens: Longest prompt, of student and teacher.
         overlong: What happens to a row that is longer: error, or drop (reported).
         evaluated_as: Whose prompts are answered in evaluation: student, or teacher, with the
@@ -59,6 +68,10 @@ class TaskReading(L.LightningDataModule):
         demonstration_choice: str = "random",
         teacher_template: str = "paper",
         system_prompt: str | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        teacher_chat_template_kwargs: dict[str, Any] | None = None,
+        thought_marks: tuple[str, ...] = THOUGHT_MARKS,
+        clock: str | None = None,
         max_prompt_tokens: int = 1024,
         overlong: str = "error",
         evaluated_as: str = "student",
@@ -71,13 +84,21 @@ class TaskReading(L.LightningDataModule):
         require_positive(max_prompt_tokens=max_prompt_tokens, num_demonstrations=num_demonstrations)
         _check_prompts(tasks, train_on)
         self.train_on = train_on
+        template = TeacherTemplate.load(teacher_template)
+        self.template_digests = template_digests(tokenizer, template, tasks)
         self.reader = READERS[train_on](
             tokenizer,
-            _views(tasks, TeacherTemplate.load(teacher_template), teacher_context),
+            _views(tasks, template, teacher_context),
             system_prompt=system_prompt,
             max_prompt_tokens=max_prompt_tokens,
             overlong=overlong,
             evaluated_as=evaluated_as,
+            chat=ChatOptions(
+                chat_template_kwargs or {},
+                teacher_chat_template_kwargs or {},
+                run_clock(tokenizer, clock),
+                tuple(thought_marks),
+            ),
         )
         self.tasks: tuple[Task, ...] = tuple(map(self.reader.fitting, load_tasks(tasks, data_seed)))
         self._show_examples(num_demonstrations - 1, demonstration_choice, seed)

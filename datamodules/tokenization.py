@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
+from datetime import datetime
 
 from transformers import PreTrainedTokenizerBase
 
-from sdft.tasks.encoding import Encoder
+from datamodules.chat_options import ChatOptions
+from sdft.model.chat_template import ChatTemplateError
 from sdft.tasks.prompting import TeacherView, student_messages
 from sdft.tasks.tasks import Task
 from sdft.types import Demonstration, DemonstrationBatch, EvaluationBatch, TokenIds
@@ -27,6 +30,7 @@ class RowTokenizer:
         max_prompt_tokens: Longest prompt, of student and teacher.
         overlong: ``error`` or ``drop``.
         evaluated_as: Whose prompts are answered in evaluation, ``student`` or ``teacher``.
+        chat: How chats are put to the student and to the teacher.
 
     Raises:
         ValueError: ``overlong`` or ``evaluated_as`` is neither.
@@ -41,6 +45,7 @@ class RowTokenizer:
         max_prompt_tokens: int,
         overlong: str,
         evaluated_as: str,
+        chat: ChatOptions | None = None,
     ) -> None:
         if overlong not in ("error", "drop"):
             raise ValueError(f"data.overlong is {overlong!r}; it must be error or drop")
@@ -48,7 +53,8 @@ class RowTokenizer:
             raise ValueError(
                 f"data.evaluated_as is {evaluated_as!r}; it must be student or teacher"
             )
-        self._tokenizer, self._encoder = tokenizer, Encoder(tokenizer)
+        self._tokenizer = tokenizer
+        self._use(chat or ChatOptions())
         self._end_id = int(tokenizer.eos_token_id)
         self._views = views
         self._system_prompt = system_prompt
@@ -66,9 +72,21 @@ class RowTokenizer:
         }
         return other
 
+    def at(self, clock: datetime) -> RowTokenizer:
+        """A copy whose chat templates are told another time."""
+        other = copy(self)
+        other._use(replace(self.chat, clock=clock))
+        return other
+
+    def _use(self, chat: ChatOptions) -> None:
+        self.chat = chat
+        self._encoder = chat.encoder(self._tokenizer)
+        self._teacher_encoder = chat.encoder(self._tokenizer, for_teacher=True)
+
     def student_prompt(self, row: Demonstration) -> TokenIds:
         """The prompt up to the assistant's turn."""
-        return self._encoder.encode_chat(student_messages(row, self._system_prompt))
+        with _named(row, "the student's prompt"):
+            return self._encoder.encode_chat(student_messages(row, self._system_prompt))
 
     def teacher_prompt(self, row: Demonstration) -> TokenIds:
         """The prompt with the privileged information in context, up to the assistant's turn.
@@ -77,11 +95,17 @@ class RowTokenizer:
         """
         if not row.demonstration:
             return self.student_prompt(row)
-        return self._encoder.encode_chat(self._views[row.task].messages(row, self._system_prompt))
+        view = self._views[row.task]
+        with _named(row, "the teacher's prompt"):
+            return self._teacher_encoder.encode_chat(
+                view.messages(row, self._system_prompt), view.shown_demonstrations(row)
+            )
 
     def demonstration(self, row: Demonstration) -> TokenIds:
-        """The demonstration as an assistant's turn, with the token that ends it."""
-        return [*self._encoder.encode(row.demonstration), self._end_id]
+        """The demonstration as the assistant's turn, with the token that ends it."""
+        with _named(row, "the demonstration"):
+            prompt = student_messages(row, self._system_prompt)
+            return self._encoder.encode_reply(prompt, row.demonstration)
 
     def _evaluated_prompt(self, row: Demonstration) -> TokenIds:
         as_teacher = self._evaluated_as == "teacher"
@@ -125,14 +149,22 @@ class RowTokenizer:
         }
         return replace(task, **kept)
 
+    def _checked_prompts(self, row: Demonstration, split: str) -> dict[str, TokenIds]:
+        """The prompts of a row that are read, by their reader."""
+        prompts = {"student": self.student_prompt(row)}
+        if split == "train" or self._evaluated_as == "teacher":
+            prompts["teacher"] = self.teacher_prompt(row)
+        if split == "train":
+            self.demonstration(row)
+        return prompts
+
     def _fitting_rows(
         self, task: Task, split: str, rows: Sequence[Demonstration]
     ) -> tuple[Demonstration, ...]:
         kept = []
         for row in rows:
-            prompts = {"student": self.student_prompt(row)}
-            if split == "train" or self._evaluated_as == "teacher":
-                prompts["teacher"] = self.teacher_prompt(row)
+            with _in_split(split):
+                prompts = self._checked_prompts(row, split)
             reader, prompt = max(prompts.items(), key=lambda item: len(item[1]))
             if len(prompt) <= self._max_prompt_tokens:
                 kept.append(row)
@@ -157,3 +189,22 @@ class RowTokenizer:
                 f"{self._max_prompt_tokens}"
             )
         return tuple(kept)
+
+
+@contextmanager
+def _named(row: Demonstration, what: str) -> Iterator[None]:
+    """Name the task, the row and what is read of it in the block's errors."""
+    try:
+        yield
+    except ChatTemplateError as error:
+        raise ValueError(f"task {row.task!r}, row {row.id!r:.80}: {what}: {error}") from error
+
+
+@contextmanager
+def _in_split(split: str) -> Iterator[None]:
+    """Name the split in the block's errors that name task and row."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error).replace(", row ", f", {split} row ", 1)
+        raise ValueError(message) from error

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sdft.rollout.engine_registry import Engine
 from sdft.rollout.in_place import InPlaceEngine
 from sdft.rollout.request import RolloutRequest, SamplingSettings
+from sdft.scorers.answer_text import answer_texts
 from sdft.types import EvaluationBatch, Rollout, TokenIds
 
 SCORED_AT_ONCE = 8  # answers; a judge is waited for
@@ -96,11 +97,22 @@ class GreedyEvaluation(L.LightningModule):
         if not batch.rows:  # this process has no row left where another one has
             return {"answers": [], "scores": []}
         rollout = self.generate(batch.prompts, self.greedy)
-        answers = self.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
+        answers = self.answers(batch.prompts, rollout)
         with ThreadPoolExecutor(SCORED_AT_ONCE) as pool:
             scores = list(pool.map(batch.scorer, answers, batch.rows))
         self._scores.setdefault(batch.task, []).extend(scores)
-        return {"answers": answers, "scores": scores}
+        return {"answers": answers, "scores": scores, "texts": texts}
+
+    def answers(self, prompts: Sequence[TokenIds], rollout: Rollout) -> list[str]:
+        """B answers as they are scored: without special tokens, thoughts and stop strings."""
+        return answer_texts(
+            self.tokenizer,
+            prompts,
+            rollout.completions,
+            stop_strings=self.greedy.stop_strings,
+            thought_marks=self.trainer.datamodule.reader.chat.thought_marks,
+        )
 
     def _log_accuracies(self, prefix: str) -> None:
         """Mean score of each task over the rows of all ranks, of which some may have none."""

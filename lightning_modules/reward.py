@@ -57,7 +57,7 @@ class RewardedSDFTModule(SDFTModule):
 
     def rewards(self, batch: DemonstrationBatch, rollout: Rollout) -> Tensor:
         """(B,) scores of the rollouts, each by its own task's rule."""
-        answers = self.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
+        answers = self.answers(batch.student_prompts, rollout)
         score = self.trainer.datamodule.score
         scores = [score(answer, row) for answer, row in zip(answers, batch.rows, strict=True)]
         return torch.tensor(scores, dtype=torch.float32, device=self.device)

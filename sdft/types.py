@@ -12,11 +12,32 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 
+class TextPart(TypedDict):
+    """A part of a turn: ``{"type": "text", "text": …}``."""
+
+    type: str
+    text: str
+
+
 class Message(TypedDict):
-    """One chat turn."""
+    """One chat turn: a text, or a list of parts that are text."""
 
     role: str
-    content: str
+    content: str | list[TextPart]
+
+
+def message_text(message: Message) -> str:
+    """The text of a turn, of all its parts."""
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+def with_text(message: Message, change: Callable[[str], str]) -> Message:
+    """The turn with its text, or the text of each of its parts, changed."""
+    content = message["content"]
+    if isinstance(content, str):
+        return {**message, "content": change(content)}
+    return {**message, "content": [{**part, "text": change(part["text"])} for part in content]}
 
 
 TokenIds = list[int]
@@ -48,7 +69,7 @@ class Demonstration:
     @property
     def question(self) -> str:
         """The text of the last message, which is the user's."""
-        return self.prompt[-1]["content"] if self.prompt else ""
+        return message_text(self.prompt[-1]) if self.prompt else ""
 
 
 @dataclass(frozen=True, slots=True)

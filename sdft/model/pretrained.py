@@ -33,6 +33,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from sdft.model.chat_template import ChatTemplate
 from sdft.model.lora import BACKBONE_DTYPES, LoRA, add_adapters
 from sdft.model.plain_weights import plain_weights
 from sdft.model.tiny_model import write_tiny_model
@@ -137,11 +138,15 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every token that ends a completion, by the tokenizer or the generation settings."""
+    """Every token that ends a completion.
+
+    The tokenizer's end of sequence, those of the generation settings, and the one that the chat
+    template ends the assistant's turn with.
+    """
     settings = model.generation_config
     shipped = settings.eos_token_id if settings is not None else None
     ids = [shipped] if isinstance(shipped, int) else list(shipped or [])
-    return frozenset([*ids, int(tokenizer.eos_token_id)])
+    return frozenset([*ids, int(tokenizer.eos_token_id)]) | ChatTemplate(tokenizer).end_ids()
 
 
 def save_model(

@@ -66,6 +66,7 @@ class Judge:
     api_key_variable: str = "OPENAI_API_KEY"
     num_attempts: int = 5
     timeout_s: float = 60.0
+    source: str = field(init=False, repr=False, compare=False)
     _template: Template = field(init=False, repr=False, compare=False)
     _verdicts: VerdictCache = field(init=False, repr=False, compare=False)
 
@@ -76,7 +77,8 @@ class Judge:
             raise ValueError(f"judge.num_attempts is {self.num_attempts}; it must be at least 1")
         if self.timeout_s <= 0:
             raise ValueError(f"judge.timeout_s is {self.timeout_s}; it must be above 0")
-        self._template = _template(self.prompt)
+        self.source = _source(self.prompt)
+        self._template = _template(self.prompt, self.source)
         self._verdicts = VerdictCache(Path(self.cache))
 
     def verdict(self, answer: str, gold: Reference) -> str:
@@ -118,7 +120,7 @@ def reference_gold(row: Demonstration) -> Reference:
     """The question and a right answer to it, which must be a text that is not blank."""
     if not isinstance(row.answer, str) or not row.answer.strip():
         raise ValueError(f"needs a non-empty string as the answer, not {row.answer!r:.80}")
-    return Reference(row.prompt[-1]["content"], row.answer)
+    return Reference(row.question, row.answer)
 
 
 def shipped_prompts() -> list[str]:
@@ -127,17 +129,19 @@ def shipped_prompts() -> list[str]:
     return sorted(entry.name.removesuffix(".jinja") for entry in folder.iterdir())
 
 
-def _template(name_or_path: str) -> Template:
+def _source(name_or_path: str) -> str:
     if name_or_path in shipped_prompts():
         file = resources.files("sdft.scorers").joinpath("judge_prompts", f"{name_or_path}.jinja")
-        source = file.read_text("utf-8")
-    elif Path(name_or_path).is_file():
-        source = Path(name_or_path).read_text("utf-8")
-    else:
-        raise ValueError(
-            f"judge.prompt {name_or_path!r} is neither a shipped prompt "
-            f"({', '.join(shipped_prompts())}) nor an existing .jinja file"
-        )
+        return file.read_text("utf-8")
+    if Path(name_or_path).is_file():
+        return Path(name_or_path).read_text("utf-8")
+    raise ValueError(
+        f"judge.prompt {name_or_path!r} is neither a shipped prompt "
+        f"({', '.join(shipped_prompts())}) nor an existing .jinja file"
+    )
+
+
+def _template(name_or_path: str, source: str) -> Template:
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
     try:
         used = find_undeclared_variables(environment.parse(source))

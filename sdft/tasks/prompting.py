@@ -18,6 +18,7 @@ inside a demonstration are plain text of a turn (:mod:`sdft.tasks.encoding`).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,7 +30,7 @@ from jinja2 import StrictUndefined
 from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from sdft.types import Demonstration, Message
+from sdft.types import Demonstration, Message, message_text, with_text
 
 FIELDS = ("question", "demonstration", "context", "examples")
 ROLES = ("user", "assistant", "system")
@@ -45,7 +46,7 @@ def student_messages(row: Demonstration, system_prompt: str | None = None) -> li
             leaves the chat template's default in place.
     """
     messages = list(row.prompt)
-    if system_prompt is not None and messages[0]["role"] != "system":
+    if system_prompt is not None and messages[0]["role"] not in ("system", "developer"):
         messages.insert(0, Message(role="system", content=system_prompt))
     return messages
 
@@ -63,7 +64,7 @@ class TeacherTemplate:
     """
 
     def __init__(self, source: str, name: str) -> None:
-        self.name = name
+        self.name, self.source = name, source
         environment = ImmutableSandboxedEnvironment(
             undefined=StrictUndefined, keep_trailing_newline=False, autoescape=False
         )
@@ -117,7 +118,9 @@ class TeacherTemplate:
         """
         *earlier, _ = student_messages(row, system_prompt)
         fields = _fields(row, shown) | {"examples": [_fields(each, shown) for each in examples]}
-        return earlier + self._turns(fields)
+        guard = _free_character(fields)
+        turns = self._turns(_guarded(fields, guard))
+        return earlier + [with_text(turn, lambda text: text.replace(guard, "")) for turn in turns]
 
     def check(self, shown: str = "both", *, with_examples: bool = False) -> None:
         """Check the turns the template makes of what the teacher is shown.
@@ -132,7 +135,7 @@ class TeacherTemplate:
         about = f"teacher template {self.name}"
         if not turns or turns[-1]["role"] != "user":
             raise ValueError(f"{about}: the last turn must be the user's")
-        text = "\n".join(turn["content"] for turn in turns)
+        text = "\n".join(map(message_text, turns))
         if "<question>" not in text:
             raise ValueError(f"{about}: the question appears in no turn")
         if not any(f"<{name}>" in text for name in ("demonstration", "context")):
@@ -202,6 +205,13 @@ class TeacherView:
             )
         self.template.check(self.shown, with_examples=bool(self.examples))
 
+    def shown_demonstrations(self, row: Demonstration) -> list[str]:
+        """The demonstrations that the teacher is shown with a row; it must read all of them."""
+        if self.shown == "context":
+            return []
+        rows = [row, *self.examples.get(row.id, ())]
+        return [each.demonstration for each in rows if each.demonstration]
+
     def messages(self, row: Demonstration, system_prompt: str | None = None) -> list[Message]:
         """The row as the teacher reads it.
 
@@ -225,9 +235,28 @@ def _failure(name: str, error: Exception) -> ValueError:
 
 def _fields(row: Demonstration, shown: str) -> dict[str, Any]:
     return {
-        "question": row.prompt[-1]["content"],
+        "question": row.question,
         "demonstration": "" if shown == "context" else row.demonstration,
         "context": "" if shown == "demonstration" else row.context or "",
+    }
+
+
+def _free_character(fields: Mapping[str, Any]) -> str:
+    """A character that stands in no field and that nothing strips."""
+    texts = json.dumps(fields, ensure_ascii=False)
+    return next(chr(code) for code in range(0xE000, 0x110000) if chr(code) not in texts)
+
+
+def _guarded(fields: Mapping[str, Any], guard: str) -> dict[str, Any]:
+    """The fields with a character around values that begin or end with white space.
+
+    A template's own white space around a turn is stripped, a value's is a part of the row.
+    """
+    return {
+        name: [_guarded(each, guard) for each in value]
+        if isinstance(value, list)
+        else (value if value == value.strip() else f"{guard}{value}{guard}")
+        for name, value in fields.items()
     }
 
 

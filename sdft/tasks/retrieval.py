@@ -48,7 +48,7 @@ def choose_examples(
         ValueError: The choice is unknown, or there are too few rows with other questions.
     """
     check_choice(choice)
-    questions = [" ".join(row.prompt[-1]["content"].casefold().split()) for row in rows]
+    questions = [" ".join(row.question.casefold().split()) for row in rows]
     num_others = len(set(questions)) - 1
     if num_others < num_examples:
         raise ValueError(

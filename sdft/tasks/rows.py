@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sdft.runs.jsonl import check_json
 from sdft.tasks.columns import mapped
 from sdft.tasks.row_files import as_fields, is_table, read_file
-from sdft.types import Demonstration, Message
+from sdft.types import Demonstration, Message, TextPart
 
 FIELDS = ("id", "task", "prompt", "demonstration", "answer", "context", "meta")
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool")
+INSTRUCTING_ROLES = ("system", "developer")
+MESSAGE_FIELDS = {"role", "content", "name", "tool_calls", "tool_call_id"}
 
 
 def read_rows(
@@ -170,11 +172,35 @@ def _prompt(value: object, where: str) -> tuple[Message, ...]:
 
 
 def _message(value: object, where: str) -> Message:
-    if not isinstance(value, Mapping) or value.keys() != {"role", "content"}:
-        raise ValueError(f"{where}: {value!r:.80} is not an object with 'role' and 'content' alone")
+    if not isinstance(value, Mapping) or not {"role", "content"} <= value.keys():
+        raise ValueError(f"{where}: {value!r:.80} is not an object with 'role' and 'content'")
+    if unknown := value.keys() - MESSAGE_FIELDS:
+        raise ValueError(
+            f"{where}: unknown field {min(unknown)!r:.80}; a message has 'role' and 'content', and "
+            "may have 'name', 'tool_calls' and 'tool_call_id', for chat templates that use them"
+        )
     if value["role"] not in ROLES:
         raise ValueError(f"{where}: unknown role {value['role']!r:.80}; use {', '.join(ROLES)}")
-    return Message(role=value["role"], content=_checked_text(value["content"], where))
+    content = _content(value["content"], where, may_be_empty=bool(value.get("tool_calls")))
+    return cast(Message, {**value, "content": content})
+
+
+def _content(value: object, where: str, *, may_be_empty: bool) -> str | list[TextPart]:
+    """A message's text, or its parts, which must all be text."""
+    if not isinstance(value, list):
+        return _checked_text(value, where, may_be_empty=may_be_empty)
+    for part in value:
+        if not isinstance(part, Mapping) or part.keys() != {"type", "text"}:
+            raise ValueError(
+                f'{where}: {part!r:.80} is no text part; write {{"type": "text", "text": "…"}}: '
+                "images and other parts are not read"
+            )
+        if part["type"] != "text":
+            raise ValueError(f"{where}: a part of type {part['type']!r:.80}; only text is read")
+        _checked_text(part["text"], where, may_be_empty=True)
+    parts = [TextPart(type="text", text=part["text"]) for part in value]
+    _checked_text("".join(part["text"] for part in parts), where, may_be_empty=may_be_empty)
+    return parts
 
 
 def _check_roles(roles: list[str], where: str) -> None:
@@ -183,8 +209,11 @@ def _check_roles(roles: list[str], where: str) -> None:
             f"{where}: the last message is the {roles[-1]}'s; it must be the user's, "
             "and the reply to it belongs in 'demonstration'"
         )
-    if "system" in roles[1:]:
-        raise ValueError(f"{where}: a system message after the first message; move it to the front")
+    for role in INSTRUCTING_ROLES:
+        if role in roles[1:]:
+            raise ValueError(
+                f"{where}: a {role} message after the first message; move it to the front"
+            )
 
 
 def _answer(record: Mapping[str, Any], where: str) -> Any:

@@ -98,7 +98,7 @@ def test_no_row_left_is_an_error(specs, tiny):
         ({"examples_per_stage": 0}, "data.examples_per_stage is 0"),
         ({"overlong": "cut"}, "data.overlong is 'cut'"),
         ({"teacher_context": "all"}, "teacher_context is 'all'"),
-        ({"teacher_context": "context"}, "task 'one', row 'one-train-0': has no context"),
+        ({"teacher_context": "context"}, "task 'one', train row 'one-train-0': has no context"),
         ({"num_demonstrations": 0}, "data.num_demonstrations is 0"),
         ({"num_demonstrations": 9}, "data.num_demonstrations is 9, it can be at most 6"),
         ({"demonstration_choice": "best"}, "demonstration_choice is 'best'"),

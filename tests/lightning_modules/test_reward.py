@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from datamodules.chat_options import ChatOptions
 from lightning_modules import RewardedSDFTModule
 from lightning_modules.reward import advantages
 from tests.lightning_modules.one_step import (
@@ -45,11 +46,14 @@ def test_advantages_have_mean_zero_and_leave_their_own_reward_out_of_the_baselin
 def test_a_rollout_is_scored_by_its_own_rows_rule():
     module = sdft(RewardedSDFTModule)
     module._trainer = SimpleNamespace(
-        datamodule=SimpleNamespace(score=lambda answer, row: float(answer == row))
+        datamodule=SimpleNamespace(
+            score=lambda answer, row: float(answer == row),
+            reader=SimpleNamespace(chat=ChatOptions()),
+        )
     )
     ids = [module.tokenizer(text)["input_ids"] for text in ("a", "b", "c")]
     rollout = SimpleNamespace(completions=[[*ids[0], 0], ids[1], ids[2]])
-    batch = SimpleNamespace(rows=("a", "b", "d"))
+    batch = SimpleNamespace(rows=("a", "b", "d"), student_prompts=[[5], [5], [5]])
     assert module.rewards(batch, rollout).tolist() == [1.0, 1.0, 0.0]
 
 

@@ -110,8 +110,20 @@ BAD_ROWS = {
     "no messages": ({**ROW, "prompt": []}, "field 'prompt': .* neither"),
     "number as prompt": ({**ROW, "prompt": 3}, "field 'prompt': 3 is neither"),
     "message not an object": ({**ROW, "prompt": ["Hi"]}, "message 1: 'Hi' is not an object"),
-    "message with more": ({**ROW, "prompt": [{**USER, "name": "x"}]}, "message 1: .* alone"),
-    "unknown role": ({**ROW, "prompt": [{**USER, "role": "tool"}, USER]}, "unknown role 'tool'"),
+    "message with more": (
+        {**ROW, "prompt": [{**USER, "weight": 1}]},
+        "message 1: unknown field 'weight'; a message has 'role' and 'content', and may have",
+    ),
+    "unknown role": ({**ROW, "prompt": [{**USER, "role": "robot"}, USER]}, "unknown role 'robot'"),
+    "late developer": (
+        {**ROW, "prompt": [USER, {**USER, "role": "developer"}, USER]},
+        "a developer message after the first message",
+    ),
+    "picture": (
+        {**ROW, "prompt": [{**USER, "content": [{"type": "image", "url": "x"}]}]},
+        "message 1: .* is no text part; write",
+    ),
+    "empty parts": ({**ROW, "prompt": [{**USER, "content": []}]}, "message 1 is empty"),
     "empty message": ({**ROW, "prompt": [USER, {**USER, "content": ""}]}, "message 2 is empty"),
     "reply last": ({**ROW, "prompt": [USER, {**USER, "role": "assistant"}]}, "the assistant's"),
     "late system": ({**ROW, "prompt": [USER, {**USER, "role": "system"}, USER]}, "to the front"),

@@ -108,7 +108,7 @@ def _instructions(row: Demonstration) -> Doc:
         )
     return {
         "key": row.id,
-        "prompt": row.prompt[-1]["content"],
+        "prompt": row.question,
         "instruction_id_list": instructions,
         "kwargs": list(row.answer["kwargs"]),
     }

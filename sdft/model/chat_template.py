@@ -1,0 +1,149 @@
+"""A tokenizer's chat template: what it prints, and how it ends the assistant's turn."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from sdft.types import Message
+
+THOUGHT_MARKS = ("<think>", "</think>")
+_PROBE = "\ue000"  # means nothing to any template
+_NOTHING = re.compile(r"((?!))")
+_CLOCK = "strftime_now"  # the function that chat templates ask for the date
+_PADDED = "dmyHIMSj"  # with a hyphen, without leading zeros
+_DIRECTIVES = "aAwdbBmyYHIpMSfzZjUWcxXGuVeDFTRhC"
+
+
+class ChatTemplateError(ValueError):
+    """The chat template refuses a chat, or drops some of it."""
+
+
+class ChatTemplate:
+    """Renders chats.
+
+    Args:
+        tokenizer: With a chat template.
+        options: Variables of the template, such as ``enable_thinking``.
+        clock: The time that the template is told; None for the machine's.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        options: Mapping[str, Any] | None = None,
+        clock: datetime | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._options: dict[str, Any] = dict(options or {})
+        if clock is not None:
+            source = tokenizer.get_chat_template()
+            self._options["chat_template"] = _clock_macro(clock) + source
+        added = tokenizer.added_tokens_decoder.values()
+        self.special_names = tuple(token.content for token in added if token.special)
+        self._special = any_of(self.special_names)
+
+    def render(self, messages: Sequence[Message], *, asks: bool) -> str:
+        """The chat as the model reads it.
+
+        Args:
+            messages: Its turns.
+            asks: Whether the assistant's turn is opened behind them.
+
+        Raises:
+            ChatTemplateError: The template refuses the messages, in its own words.
+        """
+        try:
+            rendered = self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                add_generation_prompt=asks,
+                tokenize=False,
+                **self._options,
+            )
+        except Exception as error:  # a template may raise, or fail in any way of Jinja's
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ChatTemplateError(f"the chat template refuses it: {reason:.400}") from error
+        return str(rendered)
+
+    def ending(self, messages: Sequence[Message]) -> tuple[str, str]:
+        """How the template ends a reply to these messages.
+
+        Returns:
+            All that it puts behind the reply where that is the last turn, and the text that ends
+            the turn: the former up to its first special token. Where there is none, the special
+            token that begins the next turn right away ends this one, as in GLM-4; else the
+            tokenizer's end of sequence does.
+        """
+        reply = Message(role="assistant", content=_PROBE)
+        behind = self.render([*messages, reply], asks=False).rpartition(_PROBE)[2]
+        if found := self._special.search(behind):
+            return behind, behind[: found.end()]
+        try:
+            next_turn = [*messages, reply, Message(role="user", content="?")]
+            following = self.render(next_turn, asks=False).rpartition(_PROBE)[2]
+        except ChatTemplateError:
+            following = ""
+        found = self._special.match(following.lstrip())
+        return behind, found[0] if found else str(self._tokenizer.eos_token)
+
+    def end_ids(self) -> frozenset[int]:
+        """The special tokens that end the assistant's turn; none if the template takes no probe."""
+        try:
+            _, end = self.ending([Message(role="user", content="?")])
+        except ChatTemplateError:
+            return frozenset()
+        names = self._special.findall(end)[-1:]
+        return frozenset(token_id(self._tokenizer, name) for name in names)
+
+
+def token_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
+    """The id of a token by its name."""
+    found = tokenizer.convert_tokens_to_ids(name)
+    assert isinstance(found, int)
+    return found
+
+
+def _clock_macro(clock: datetime) -> str:
+    """Jinja source of a macro that stands for the function that tells the date.
+
+    transformers passes templates plain values alone, no function of ours.
+    """
+    values = {f"%{code}": clock.strftime(f"%{code}") for code in _DIRECTIVES}
+    values |= {f"%-{code}": clock.strftime(f"%{code}").lstrip("0") or "0" for code in _PADDED}
+    filters = "".join(f"|replace({key!r}, {json.dumps(value)})" for key, value in values.items())
+    mark = json.dumps(_PROBE)
+    body = f"{{{{ format|replace('%%', {mark}){filters}|replace({mark}, '%') }}}}"
+    # The line's end is the block's own, so that the template begins at the start of a line.
+    return f"{{% macro {_CLOCK}(format) %}}{body}{{% endmacro %}}\n"
+
+
+def prints_time(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template asks for the date."""
+    return _CLOCK in str(tokenizer.chat_template)
+
+
+def any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Finds any of the texts, the longest first, in one group; without texts, nothing."""
+    ordered = sorted(texts, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, ordered))})") if ordered else _NOTHING
+
+
+def open_thought(prompt: str, marks: Sequence[str] = THOUGHT_MARKS) -> tuple[str, str] | None:
+    """The marks of a thought that a prompt opens at its end; None if it opens none.
+
+    Args:
+        prompt: A rendered prompt.
+        marks: Begin and end of a thought; ``<name>`` and ``[NAME]`` are recognised besides.
+    """
+    text = prompt.rstrip()
+    if marks and text.endswith(marks[0]):
+        return marks[0], marks[1]
+    found = re.search(r"<([a-z_]+)>$|\[([A-Z_]+)\]$", text)
+    if found is None or "think" not in found[0].lower():
+        return None
+    return found[0], f"{found[0][0]}/{found[0][1:]}"
