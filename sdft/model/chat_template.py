@@ -58,9 +58,10 @@ class ChatTemplate:
         Raises:
             ChatTemplateError: The template refuses the messages, in its own words.
         """
+        chat: list[Any] = list(messages)
         try:
             rendered = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
+                chat,
                 add_generation_prompt=asks,
                 tokenize=False,
                 **self._options,
