@@ -1,48 +1,38 @@
-"""What every method shares: the model, its optimizer per stage, and what a checkpoint holds."""
+"""What every method shares: its options, the model, scored completions, and weights of tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
 from lightning_modules.anchor import Anchor, StageAnchor
-from lightning_modules.greedy_evaluation import GreedyEvaluation
 from lightning_modules.options import (
     require,
     require_above,
     require_at_least,
     warn_of_short_stages,
 )
-from sdft.evaluation.cost import LapClock, Passes
+from lightning_modules.stage_training import StageTraining
 from sdft.loss.hidden_states import LossPositions, hidden_states_in_parts
 from sdft.loss.reductions import reduction_weights
 from sdft.model.head import VocabularyHead
-from sdft.model.lean_adamw import LeanAdamW
-from sdft.model.lora import LoRA, backbone_state, digest, trained_parameters
-from sdft.model.optimizer import (
-    WarmupCosine,
-    gradient_norm,
-    gradients_are_finite,
-)
+from sdft.model.lora import LoRA
 from sdft.model.pretrained import LoadedModel, load_model
 from sdft.model.sharding import shard
 from sdft.rollout.engine_registry import make_engine
 from sdft.rollout.request import SamplingSettings
 from sdft.seeds import Stream, mix_seed
-from sdft.stages import StagePlan
-from sdft.types import DemonstrationBatch, Rollout, TokenIds
+from sdft.types import DemonstrationBatch, TokenIds
 
 DTYPES = {"full": torch.float32, "lean": torch.bfloat16}  # of trained weights, by memory
 
 
-class ContinualModule(GreedyEvaluation):
+class ContinualModule(StageTraining):
     """A language model that learns tasks one after another.
 
     A method subclasses it and defines ``training_step``. Optimizer and schedule restart with
@@ -102,16 +92,7 @@ class ContinualModule(GreedyEvaluation):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        require_above(0, learning_rate=learning_rate)
-        require_at_least(0, weight_decay=weight_decay, warmup_steps=warmup_steps)
-        require_at_least(1, micro_batch_size=micro_batch_size)
-        require(memory in DTYPES, "memory", memory, " or ".join(DTYPES))
-        require(
-            memory == "full" or lora is None,
-            "memory",
-            memory,
-            "full with adapters, which are few; lora.backbone_dtype: bfloat16 saves the rest",
-        )
+        _check(learning_rate, weight_decay, warmup_steps, micro_batch_size, memory, lora)
         source = {"revision": revision, "trust_remote_code": trust_remote_code}
         loaded = load_model(pretrained, **source, lora=lora, seed=seed, dtype=DTYPES[memory])
         self._take_on(loaded, activation_checkpointing)
@@ -127,11 +108,6 @@ class ContinualModule(GreedyEvaluation):
         if anchor is not None:
             self.method_name += " + anchor"
         self.seed = seed
-        self.last_rollout: Rollout | None = None  # of the last training step, for callbacks
-        self.clock = LapClock()  # seconds of its phases, for callbacks
-        self.passes = Passes()  # what its models read, for callbacks
-        self.step_skipped = False  # whether it moved nothing, for callbacks
-        self._num_padding_rows = 0  # of the batch in training
 
     def _take_on(self, loaded: LoadedModel, activation_checkpointing: bool) -> None:
         """Hold the model as the student."""
@@ -140,16 +116,6 @@ class ContinualModule(GreedyEvaluation):
         self.student = loaded.model.train()
         self.student_head = VocabularyHead.of(self.student)
         self.tokenizer, self.end_ids = loaded.tokenizer, loaded.end_ids
-
-    @property
-    def plan(self) -> StagePlan:
-        """The sequence of tasks, as the data module lays it out."""
-        return self.trainer.datamodule.plan
-
-    @property
-    def stage(self) -> int:
-        """The stage in training, from 0."""
-        return self.trainer.datamodule.stage
 
     def setup(self, stage: str) -> None:
         """Check that the data module reads rows as this method needs them.
@@ -187,10 +153,6 @@ class ContinualModule(GreedyEvaluation):
         self.log("train/anchor_kl", kl, batch_size=self.anchor.options.rows_per_step)
         return loss + self.anchor.options.weight * kl
 
-    def at_stage_start(self) -> bool:
-        """Whether no optimizer step of the current stage has been taken yet."""
-        return self.trainer.global_step == self.plan.first_step(self.stage)
-
     def configure_model(self) -> None:
         """Share student and teacher out over the ranks, where the strategy has a device mesh."""
         if self.device_mesh is not None:
@@ -204,26 +166,6 @@ class ContinualModule(GreedyEvaluation):
         for each in list(self.modules()):
             if isinstance(each, PreTrainedModel) and each.get_output_embeddings() is not None:
                 shard(each, mesh["data_parallel"])
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """A fresh AdamW and cosine schedule for the current stage."""
-        optimizer = self._adamw(lr=self.learning_rate, weight_decay=self.weight_decay)
-        schedule = WarmupCosine(self.warmup_steps, self.plan.steps_in_stage(self.stage))
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "learning_rate"},
-        }
-
-    def _adamw(self, **options: float) -> torch.optim.Optimizer:
-        parameters = trained_parameters(self.student)
-        if self.memory == "full":
-            optimizer = torch.optim.AdamW(parameters, fused=True, **options)
-            # Gradients are clipped between backward and step, so they are unscaled before the step.
-            optimizer._step_supports_amp_scaling = False
-            return optimizer
-        seed = mix_seed(Stream.WEIGHT_ROUNDING, self.seed, self.plan.first_step(self.stage))
-        return LeanAdamW(parameters, seed=seed, **options)
 
     def hidden_states(
         self,
@@ -283,49 +225,6 @@ class ContinualModule(GreedyEvaluation):
         )
         return weights
 
-    def fixed_settings(self) -> dict[str, str]:
-        """What a resumed run must share with its checkpoint, by the option's name."""
-        if self.lora is None:
-            return {"lora": "null"}
-        return {"lora": str(self.lora), "pretrained": f"of weights {self._backbone_digest}"}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave a frozen backbone out; keep what tells that a resumed run has the same one."""
-        checkpoint["fixed_settings"] = self.fixed_settings()
-        if self.anchor is not None:
-            checkpoint["anchor"] = self.anchor.state()
-        for name in self._backbone():
-            del checkpoint["state_dict"][name]
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another run's checkpoint; put the frozen backbone back in.
-
-        Raises:
-            ValueError: Teacher, adapters or the backbone's weights are not the checkpoint's.
-        """
-        held = checkpoint.get("fixed_settings", {})
-        for name, asked in self.fixed_settings().items():
-            if held.get(name) != asked:
-                raise ValueError(
-                    f"the checkpoint was made with model.{name} {held.get(name)}, this "
-                    f"configuration has {asked}: set model.{name} to what the checkpoint has, or "
-                    "start a new run without --ckpt_path"
-                )
-        for name, tensor in self._backbone().items():
-            checkpoint["state_dict"][name] = tensor
-        if self.anchor is not None:
-            self.anchor.load_state(checkpoint.get("anchor", {}))
-
-    def _backbone(self) -> dict[str, Tensor]:
-        """Weights that a checkpoint leaves out, by their names in it."""
-        if self.lora is None:
-            return {}
-        return {f"student.{name}": each for name, each in backbone_state(self.student).items()}
-
-    @cached_property
-    def _backbone_digest(self) -> str:
-        return digest(self._backbone())
-
     def on_train_batch_start(self, batch: DemonstrationBatch, *_: Any) -> None:
         """Start the clock; make dropout's noise a function of the counters, as the rollouts' is."""
         self._num_padding_rows = batch.num_padding_rows
@@ -337,31 +236,6 @@ class ContinualModule(GreedyEvaluation):
     def on_after_backward(self) -> None:
         """Attribute the time to the backward pass."""
         self.clock.lap("backward")
-
-    def on_before_backward(self, loss: Tensor) -> None:
-        """Note whether the loss is a number."""
-        self._loss_is_finite = bool(loss.detach().isfinite())
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Skip a step whose loss or gradient is NaN or infinite on any rank: nothing moves."""
-        norm = gradient_norm(self.student)
-        in_range = bool(norm.isfinite()) or gradients_are_finite(self.student)
-        finite = self._loss_is_finite and in_range
-        self.step_skipped = not self.trainer.strategy.reduce_boolean_decision(finite)
-        if self.step_skipped:
-            optimizer.zero_grad()
-            return
-        if self.device_mesh is not None:  # each rank has a part of every gradient
-            norm = self.trainer.strategy.reduce(norm.square(), reduce_op="sum").sqrt()
-        self.log("train/gradient_norm", norm)  # before clipping
-
-    def optimizer_step(
-        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
-    ) -> None:
-        """Step the student and free its gradients, which the next rollout has no use for."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        optimizer.zero_grad()
-        self.clock.lap("optimizer")
 
     def rollout_seeds(self, num_rows: int, stream: Stream = Stream.ROLLOUTS) -> list[int]:
         """A seed for every rollout of this optimizer step: a function of the counters alone.
@@ -376,3 +250,24 @@ class ContinualModule(GreedyEvaluation):
         rank, num_ranks = self.trainer.global_rank, self.trainer.world_size
         places = range(rank, rank + num_rows * num_ranks, num_ranks)
         return [mix_seed(stream, self.seed, self.trainer.global_step, place) for place in places]
+
+
+def _check(
+    learning_rate: float,
+    weight_decay: float,
+    warmup_steps: int,
+    micro_batch_size: int | None,
+    memory: str,
+    lora: LoRA | None,
+) -> None:
+    """Refuse options that are out of range or do not go together."""
+    require_above(0, learning_rate=learning_rate)
+    require_at_least(0, weight_decay=weight_decay, warmup_steps=warmup_steps)
+    require_at_least(1, micro_batch_size=micro_batch_size)
+    require(memory in DTYPES, "memory", memory, " or ".join(DTYPES))
+    require(
+        memory == "full" or lora is None,
+        "memory",
+        memory,
+        "full with adapters, which are few; lora.backbone_dtype: bfloat16 saves the rest",
+    )

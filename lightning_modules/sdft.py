@@ -117,11 +117,9 @@ class SDFTModule(ContinualModule):
         self.divergence = checked_divergence(
             divergence, divergence_options or {}, self.sampling, importance_clip
         )
+        only_own = not self.may_score_demonstrations or divergence in NEED_OWN_DRAWS
         self.on_policy_fraction = checked_fraction(
-            on_policy_fraction,
-            own_draws_only=not self.may_score_demonstrations
-            or divergence in NEED_OWN_DRAWS
-            or importance_clip is not None,
+            on_policy_fraction, own_draws_only=only_own or importance_clip is not None
         )
         if on_policy_fraction < 1.0:
             self.method_name = f"{self.method_name}, λ = {on_policy_fraction:g}"

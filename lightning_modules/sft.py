@@ -1,4 +1,4 @@
-"""SFT, the baseline: cross-entropy on demonstrations."""
+"""SFT and its relatives: CPT on raw documents, and DFT (Wu et al. 2025, arXiv 2508.05629)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_modules.base import ContinualModule
 from lightning_modules.options import checked_reduction
-from sdft.loss.distillation import cross_entropy_loss
+from sdft.loss.distillation import cross_entropy_loss, token_logprobs
 from sdft.loss.hidden_states import LossPositions
 from sdft.types import DemonstrationBatch, TokenIds
 
@@ -62,3 +62,37 @@ class SFTModule(ContinualModule):
     def imitation_weights(self, hidden: Tensor, positions: LossPositions) -> Tensor:
         """(N,) weight of each target token: the reduction's."""
         return self.token_weights(positions)
+
+
+class CPTModule(SFTModule):
+    """Continual pre-training: next-token cross-entropy on every token of raw documents.
+
+    The documents are the contexts of a task's training rows, each once, without prompt or chat
+    template; the task is evaluated by its questions as ever.
+
+    Args:
+        base: Options of SFTModule and those every method has.
+    """
+
+    method_name = "CPT"
+    train_on = "documents"
+
+
+class DFTModule(SFTModule):
+    """Dynamic fine-tuning: SFT whose tokens count as much as the model already believes in them.
+
+    The loss of a token y is -sg(p(y)) log p(y), where sg passes no gradient: its gradient is that
+    of -p(y), while SFT's grows as 1 / p(y) on tokens the model finds unlikely. Not to be confused
+    with offline distillation.
+
+    Args:
+        base: Options of SFTModule and those every method has.
+    """
+
+    method_name = "DFT"
+
+    def imitation_weights(self, hidden: Tensor, positions: LossPositions) -> Tensor:
+        """(N,) the reduction's weights times the model's own probability of each token."""
+        self.passes.projected("student", self.student, len(positions), gradient=False)
+        logprobs = token_logprobs(hidden, self.student_head, positions.tokens)
+        return super().imitation_weights(hidden, positions) * logprobs.exp()
