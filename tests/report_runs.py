@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -36,6 +37,7 @@ def write_run(
     teacher: str = "ema",
     parts: bool = False,
     answer: str = "Lima.",
+    trajectory: Sequence[Mapping[str, object]] = (),
 ) -> Path:
     """A run's directory; ``parts`` adds all that need not be there."""
     folder.mkdir(parents=True)
@@ -52,6 +54,15 @@ def write_run(
     if parts:
         record["test"] = {"accuracy": dict.fromkeys(tasks, 0.5), "global_step": 10}
         write_parts(folder, tasks[0], len(matrix), answer)
+    if parts and not trajectory:
+        trajectory = [
+            {"task": task, "step": step, "accuracy": {task: step / 4}, "general_drift": step / 8}
+            for task in tasks
+            for step in (0, 4)
+        ]
+    if trajectory:
+        lines = "".join(json.dumps(row) + "\n" for row in trajectory)
+        (folder / "trajectory.jsonl").write_text(lines)
     config = {
         "seed_everything": seed,
         "run_dir": str(folder),

@@ -89,8 +89,8 @@ def sign_flip_p(differences: Sequence[float]) -> float | None:
     Args:
         differences: One per seed, method A minus method B; without any there is no p.
     """
-    if not differences:
-        return None
+    if len(differences) < 2:  # scipy asks for two
+        return 1.0 if differences else None
     found = stats.permutation_test(
         (np.asarray(differences, dtype=float),),
         np.mean,

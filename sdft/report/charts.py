@@ -201,7 +201,7 @@ def _draw_capability(axes: Axes, points: Sequence[Point], before: Estimate | Non
             "before training", (before.mean, 0.02), xytext=(-3, 0), textcoords="offset points",
             rotation=90, ha="right", fontsize=8.5, color=INK,
         )  # fmt: skip
-    _plain_axes(axes, "prior capabilities", "new tasks")
+    plain_axes(axes, "prior capabilities", "new tasks")
     axes.margins(x=0.15)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.autoscale_view(scaley=False)
@@ -229,7 +229,7 @@ def _over(
 
 def _draw_gain(axes: Axes, lines: Sequence[Line], tasks: Sequence[str], task: int) -> None:
     drawn = [line for line in lines if line.estimates]
-    _plain_axes(axes, "trained so far", "normalised gain")
+    plain_axes(axes, "trained so far", "normalised gain")
     axes.yaxis.set_major_formatter(ScalarFormatter())
     lowest = min(each.mean for line in drawn for each in line.estimates.values())
     axes.set_ylim(min(0, lowest), 1)
@@ -243,7 +243,7 @@ def _draw_gain(axes: Axes, lines: Sequence[Line], tasks: Sequence[str], task: in
 
 def _draw_pass_at_k(axes: Axes, lines: Sequence[Line]) -> None:
     axes.set_xscale("log", base=2)
-    _plain_axes(axes, "k", "pass@k")
+    plain_axes(axes, "k", "pass@k")
     for line in lines:
         line.draw(axes)
     ticks = sorted({k for line in lines for k in line.estimates})
@@ -261,7 +261,8 @@ def _interval_bar(axes: Axes, x: float, estimate: Estimate | None, colour: str) 
         axes.plot([x, x], [low, high], color=colour, lw=1.2, alpha=0.7, clip_on=False, marker="_")
 
 
-def _plain_axes(axes: Axes, across: str, upward: str) -> None:
+def plain_axes(axes: Axes, across: str, upward: str) -> None:
+    """Axes with percentages upward, a light grid and two spines."""
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel(across, color=INK)

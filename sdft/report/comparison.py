@@ -92,12 +92,12 @@ def _groups(runs: Sequence[Run]) -> list[Group]:
     for (method, _), members in by_settings.items():
         _refuse_twice(members)
         others = [each[0] for each in by_settings.values() if each[0].method == method]
-        label = _label(members[0], others)
+        label = difference_label(members[0], others)
         groups.append(Group(label, tuple(members), _differences(members[0], others)))
     return groups
 
 
-def _label(run: Run, others: Sequence[Run]) -> str:
+def difference_label(run: Run, others: Sequence[Run]) -> str:
     """The method's name, and what tells the run from others of its method: a run per setting."""
     if len(others) == 1:
         return run.method

@@ -53,6 +53,16 @@ class StageAnswer:
     score: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class TrajectoryRow:
+    """What one line of ``trajectory.jsonl`` measured inside a stage."""
+
+    task: str
+    step: int
+    accuracy: Shares
+    general_drift: float | None
+
+
 @dataclass(frozen=True)
 class Run:
     """What one run's directory says; None for a file that is not there.
@@ -70,6 +80,7 @@ class Run:
         capabilities: Stage -> suite of prior capabilities -> accuracy.
         pass_at_k: Task -> k -> pass@k.
         answers: The same validation prompts answered at every stage.
+        trajectory: What was measured inside the stages, in order.
     """
 
     name: str
@@ -84,6 +95,7 @@ class Run:
     capabilities: Mapping[int, Shares] | None = None
     pass_at_k: Mapping[str, Mapping[int, float | None]] | None = None
     answers: tuple[StageAnswer, ...] | None = None
+    trajectory: tuple[TrajectoryRow, ...] | None = None
 
 
 def read_run(folder: Path) -> Run:
@@ -247,10 +259,24 @@ def _count(digits: str, where: str, least: int = 1) -> int:
     return int(digits)
 
 
+def _trajectory(path: Path) -> tuple[TrajectoryRow, ...]:
+    """The rows of ``trajectory.jsonl``."""
+    return tuple(
+        TrajectoryRow(
+            task=text(member(record, "task", str, f"{where}: "), f"{where}: 'task'"),
+            step=member(record, "step", int, f"{where}: "),
+            accuracy=_shares(member(record, "accuracy", dict, f"{where}: "), where),
+            general_drift=amount(record.get("general_drift"), f"{where}: 'general_drift'"),
+        )
+        for where, record in read_records(path)
+    )
+
+
 OPTIONAL_PARTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "cost": ("cost.json", _cost),
     "capabilities": ("capabilities.json", _capabilities),
     "pass_at_k": ("pass_at_k.json", _pass_at_k),
     "answers": ("answers", _answers),
+    "trajectory": ("trajectory.jsonl", _trajectory),
 }
 """Field of a run -> its file or folder, and what reads it."""

@@ -24,6 +24,8 @@ from sdft.report.tables import (
     prompts_of,
     retention_table,
 )
+from sdft.report.trade_off import trade_offs
+from sdft.report.trade_off_section import matched_table, pair_table, trade_off_chart
 from sdft.runs.files import write_bytes_atomically, write_text_atomically
 
 MOST_NAMES = 6
@@ -37,6 +39,7 @@ PARTS = {
     ),
     "pass_at_k": ("pass@k (pass_at_k.json)", "its curves need"),
     "cost": ("costs (cost.json)", "the cost table needs"),
+    "trajectory": ("trajectories (trajectory.jsonl)", "what learning costs needs"),
     "answers": ("answers at every stage (answers/stage-*.jsonl)", "the rollouts side by side need"),
 }
 """Part of a run -> what it is, and what needs it."""
@@ -44,7 +47,7 @@ PARTS = {
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
 _BLANK_LINES = re.compile(r"\n\s*\n")
 
-CHARTS = (retention_chart, gain_chart, capability_chart, pass_at_k_chart)
+CHARTS = (retention_chart, gain_chart, capability_chart, pass_at_k_chart, trade_off_chart)
 
 
 def write_report(
@@ -105,6 +108,9 @@ def _section(comparison: Comparison, place: int, show_rows: bool) -> dict[str, A
         "gain": gain_table(comparison),
         "capabilities": capability_table(comparison),
         "cost": cost_table(comparison),
+        "trade_offs": [
+            (each.task, [matched_table(each), pair_table(each)]) for each in trade_offs(comparison)
+        ],
         "charts": {chart.name: _drawn(chart, place) for chart in charts if chart.panels},
         "show_rows": show_rows,
         "prompts": prompts_of(comparison) if show_rows else (),

@@ -46,6 +46,7 @@ def test_a_sign_flip_test_counts_the_patterns_that_are_as_far_from_zero():
     assert sign_flip_p([1.0, 2.0, 3.0]) == pytest.approx(2 / 8)
     assert sign_flip_p([-1.0, 2.0, 3.0]) == pytest.approx(4 / 8)
     assert sign_flip_p([1.0, -1.0]) == 1.0
+    assert sign_flip_p([2.0]) == 1.0
     assert sign_flip_p([]) is None
 
 

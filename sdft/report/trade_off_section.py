@@ -1,0 +1,107 @@
+"""The section on what learning costs: its tables and its figure."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from matplotlib.axes import Axes
+
+from sdft.evaluation.figures import COLOURS, FAINT, label_points
+from sdft.evaluation.statistics import Estimate, pareto_front
+from sdft.report.charts import MARKERS, plain_axes
+from sdft.report.comparison import Comparison
+from sdft.report.matched_learning import PairedDifference, best_learning, paired_difference
+from sdft.report.panels import Chart, Panel
+from sdft.report.tables import Cell, Table
+from sdft.report.trade_off import TradeOff, trade_offs
+
+NOT_REACHED = "not reached"
+
+
+def matched_table(trade_off: TradeOff) -> Table:
+    """A row per method: its rate, and its price at each target."""
+    rows = []
+    for method in trade_off.chosen:
+        cells = [Cell(f"{method.rate:g}"), Cell(method.how)]
+        cells.append(Cell(_percent(best_learning(method.trajectories.values()))))
+        for target in trade_off.targets.values():
+            prices = list(method.prices(target).values())
+            cells.append(Cell(_price(prices)))
+        rows.append((method.label, cells))
+    columns = ["learning rate", "chosen as", "most learned, %", *trade_off.targets]
+    return Table(trade_off.price, columns, rows)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}"
+
+
+def _price(prices: Sequence[float | None]) -> str:
+    reached = Estimate.of(prices)
+    if reached is None:
+        return f"{NOT_REACHED} (0 of {len(prices)} seeds)"
+    interval = "" if reached.half_width is None else f" ± {reached.half_width:.2f}"
+    return f"{reached.mean:.2f}{interval} ({reached.num_seeds} of {len(prices)} seeds)"
+
+
+def pair_table(trade_off: TradeOff) -> Table:
+    """A row per pair of methods and target: the difference in price, paired by seed."""
+    rows = []
+    for one, other in itertools.combinations(trade_off.chosen, 2):
+        for name, target in trade_off.targets.items():
+            difference = paired_difference(one.prices(target), other.prices(target))
+            rows.append((f"{one.label} minus {other.label} at {name}", list(_cells(difference))))
+    columns = ["difference", "95 % interval (bootstrap over seeds)", "p (sign flips)", "seeds"]
+    return Table(f"difference in {trade_off.price}", columns, rows)
+
+
+def _cells(found: PairedDifference) -> Iterator[Cell]:
+    if found.mean is None or found.p is None:
+        yield from (Cell(NOT_REACHED), Cell(""), Cell(""))
+    else:
+        interval = "one seed" if found.low is None else f"{found.low:+.2f} to {found.high:+.2f}"
+        yield from (Cell(f"{found.mean:+.2f}"), Cell(interval), Cell(f"{found.p:.2g}"))
+    yield Cell(f"{found.num_pairs} of {found.num_seeds}")
+
+
+def trade_off_chart(comparison: Comparison) -> Chart:
+    """A panel per task and price: every point of every run, and the Pareto front."""
+    panels = [
+        Panel(
+            f"{each.task}: {each.price.partition(',')[0]}",
+            f"Accuracy on {each.task} against {each.price} along the runs of "
+            + ", ".join(each.points),
+            partial(_draw, trade_off=each),
+        )
+        for each in trade_offs(comparison)
+    ]
+    caption = (
+        "What learning costs: a faint line is a run, its points are measurements inside the stage, "
+        "all seeds and learning rates. Up and to the left is better; the grey line is the Pareto "
+        "front of all points."
+    )
+    return Chart("trade_off", caption, panels)
+
+
+def _draw(axes: Axes, trade_off: TradeOff) -> None:
+    plain_axes(axes, trade_off.price, f"accuracy on {trade_off.task}")
+    names: list[tuple[str, tuple[float, float], str]] = []
+    positions: list[tuple[float, float]] = []
+    for index, (label, trajectories) in enumerate(trade_off.points.items()):
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+        known: list[tuple[float, float]] = []
+        for points in trajectories:
+            here = [(each.price, each.learning) for each in points if each.price is not None]
+            axes.plot([x for x, _ in here], [y for _, y in here], color=colour, alpha=0.35, lw=1)
+            known += here
+        if not known:
+            continue
+        axes.plot(*zip(*known, strict=True), color=colour, marker=marker, ms=4, ls="")
+        names.append((label, max(known, key=lambda each: each[1]), colour))
+        positions += known
+    front = [positions[each] for each in pareto_front([(-x, y) for x, y in positions])]
+    axes.plot(*zip(*reversed(front), strict=True), color=FAINT, lw=1.2, drawstyle="steps-post")
+    left, right = axes.get_xlim()
+    label_points(axes, names, at=right + 0.03 * (right - left))

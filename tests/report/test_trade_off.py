@@ -1,0 +1,118 @@
+"""The section on what learning costs, on made-up runs whose prices are known."""
+
+import pytest
+
+from sdft.report import compare, read_run, write_report
+from sdft.report.trade_off import trade_offs
+from sdft.report.trade_off_section import matched_table, pair_table
+from tests.report_runs import write_run
+
+STEPS = 6
+
+
+def trajectory(price, reach=1.0, lost=0.0):
+    """Both tasks' stages; learning rises to ``reach``, and costs ``price`` times what is learnt."""
+    rows = []
+    for task in ("one", "two"):
+        for step in range(STEPS):
+            learned = reach * step / (STEPS - 1)
+            one = learned if task == "one" else 0.8 - lost * learned
+            rows.append(
+                {
+                    "task": task,
+                    "step": step,
+                    "accuracy": {"one": one, "two": learned if task == "two" else 0.0},
+                    "general_drift": price * learned,
+                }
+            )
+    return rows
+
+
+@pytest.fixture
+def runs(tmp_path):
+    def add(method, seed, price, rate=1e-4, **shape):
+        folder = tmp_path / "runs" / f"{method}-{rate:g}-{seed}"
+        rows = trajectory(price, **shape)
+        return write_run(folder, method, seed, learning_rate=rate, trajectory=rows)
+
+    return add
+
+
+def texts(table):
+    return {name: [cell.text for cell in cells] for name, cells in table.rows}
+
+
+def found(folders):
+    [comparison] = compare(map(read_run, folders))
+    return trade_offs(comparison)
+
+
+def test_methods_are_compared_at_equal_learning_by_seed(runs):
+    prices = {"SDFT": (1.0, 1.2, 1.1), "SFT": (2.0, 2.4, 2.4)}
+    folders = [
+        runs(method, seed, price, lost=0.25)
+        for method, of in prices.items()
+        for seed, price in enumerate(of)
+    ]
+    drift_one, drift_two, forgetting_two = found(folders)
+    assert [each.task for each in (drift_one, drift_two, forgetting_two)] == ["one", "two", "two"]
+    assert drift_one.best == 1.0
+    rows = texts(pair_table(drift_one))
+    half = rows["SDFT minus SFT at 50 % (50 % of the best)"]
+    assert half[0] == "-0.58"  # half of the mean of -1, -1.2 and -1.3
+    assert half[2:] == ["0.25", "3 of 3"]  # 2 of 8 sign patterns
+    low, high = map(float, half[1].split(" to "))
+    assert -0.65 <= low < -0.58 < high <= -0.5
+    matched = texts(matched_table(drift_one))
+    assert matched["SDFT"][3].startswith("0.55 ±")
+    assert matched["SFT"][5].startswith("2.04 ±")
+    lost = texts(matched_table(forgetting_two))
+    assert lost["SDFT"][3].startswith("12.50")  # points, half of 25
+
+
+def test_a_target_that_a_method_never_reached_has_no_price_and_no_difference(runs):
+    folders = [runs("SDFT", seed, 1.0, reach=0.6) for seed in (1, 2)]
+    folders += [runs("SFT", seed, 2.0) for seed in (1, 2)]
+    [drift, *_] = found(folders)
+    matched, pairs = texts(matched_table(drift)), texts(pair_table(drift))
+    assert matched["SDFT"][5] == "not reached (0 of 2 seeds)"
+    assert pairs["SDFT minus SFT at 90 % (90 % of the best)"][0] == "not reached"
+    assert pairs["SDFT minus SFT at 60 % (most that all runs reached)"][0] == "-0.60"
+
+
+def test_a_rate_is_chosen_on_pilot_seeds_and_judged_on_others(runs):
+    folders = [runs("SFT", 1, 3.0, rate=1e-4), runs("SFT", 1, 2.0, rate=5e-5)]
+    folders += [runs("SFT", seed, 7.0, rate=5e-5) for seed in (2, 3)]
+    [drift, *_] = found(folders)
+    [method] = drift.chosen
+    assert method.rate == 5e-5
+    assert set(method.trajectories) == {2, 3}
+    assert method.how == "cheapest of 2 at 70% of the best, on seeds 1"
+    assert len(drift.points["SFT"]) == 4
+
+
+def test_a_rate_without_fresh_seeds_says_that_it_is_judged_where_it_was_chosen(runs):
+    folders = [runs("SFT", 1, 3.0, rate=1e-4), runs("SFT", 1, 2.0, rate=5e-5)]
+    [drift, *_] = found(folders)
+    assert drift.chosen[0].how.endswith("on seeds 1, and compared on them too")
+
+
+def test_the_page_has_the_figure_and_the_tables_or_says_what_is_missing(runs, tmp_path):
+    folders = [runs(method, 1, price) for method, price in (("SDFT", 1.0), ("SFT", 2.0))]
+    write_report(compare(map(read_run, folders)), tmp_path / "with")
+    page = (tmp_path / "with" / "report.html").read_text()
+    assert (tmp_path / "with" / "trade_off.svg").exists()
+    assert "SDFT minus SFT at 90 % (90 % of the best)" in page
+    for folder in folders:
+        (folder / "trajectory.jsonl").unlink()
+    write_report(compare(map(read_run, folders)), tmp_path / "without")
+    page = (tmp_path / "without" / "report.md").read_text()
+    assert not (tmp_path / "without" / "trade_off.svg").exists()
+    assert "trajectory.jsonl" in page.replace("\\", "")
+
+
+def test_a_broken_row_is_named(runs):
+    folder = runs("SFT", 1, 1.0)
+    (folder / "trajectory.jsonl").write_text('{"task": "one", "step": 1, "accuracy": {"one": 2}}\n')
+    with pytest.raises(ValueError, match=r"trajectory\.jsonl:1"):
+        read_run(folder)
