@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import pyarrow as pa
 import yaml
 
 from sdft.tasks.sources import CONVERTERS, description_names, read_description
-from sdft.tasks.sources.description import Description
+from sdft.tasks.sources.description import DESCRIPTIONS, Description
 
 NUM_ROWS = 12  # of each label, or of each file without labels
 DOMAINS = {
@@ -78,6 +79,7 @@ def write_public_files(web: Path, descriptions: Path) -> None:
     files, and a selection takes every third row for each split.
     """
     descriptions.mkdir(parents=True)
+    shutil.copytree(DESCRIPTIONS / "general_prompts", descriptions / "general_prompts")
     for name in description_names():
         description = read_description(name)
         files = {}

@@ -11,7 +11,7 @@ from sdft.scorers.scorer_registry import get_scorer
 from sdft.tasks.columns import check_columns
 from sdft.tasks.generated import GENERATORS, SPLITS, Split
 from sdft.tasks.prompting import TEACHER_CONTEXTS
-from sdft.tasks.sources import read_description
+from sdft.tasks.sources import read_description, shipped_rows
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 _SOURCES = ("generator", "path", "source", "hub_id")
@@ -36,7 +36,8 @@ class TaskSpec:
             another format (docs/tasks.md); relative to the working directory.
         source: A public data set by the name of its description in ``sdft/tasks/sources``, such as
             ``banking77``, or the path of a description of your own. It is fetched, checked and
-            converted at its first use, and read from the cache from then on.
+            converted at its first use, and read from the cache from then on. The rows of
+            ``general_prompts`` come with the package.
         hub_id: A data set on the Hugging Face hub, such as ``PolyAI/banking77``, or a local
             folder that ``datasets`` reads.
         revision: The hub data set's branch, tag or commit.
@@ -131,7 +132,7 @@ class TaskSpec:
                 f"task {self.name!r}: unknown generator {self.generator!r}; "
                 f"use one of {', '.join(GENERATORS)}"
             )
-        if self.source is not None:
+        if self.source is not None and shipped_rows(self.source) is None:
             try:
                 read_description(self.source)
             except ValueError as error:

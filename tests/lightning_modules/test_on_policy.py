@@ -10,9 +10,10 @@ from lightning_modules import OnPolicyDistillationModule, ReinvokeModule, SDFTMo
 from sdft.model.pretrained import save_model
 from sdft.model.teacher import make_teacher
 from sdft.model.tiny_model import byte_tokenizer, tiny_model
+from sdft.tasks.sources import fetched
 from sdft.tasks.task_spec import TaskSpec
 from sdft.types import Demonstration
-from tests.conftest import REPOSITORY, write_rows
+from tests.conftest import write_rows
 from tests.lightning_modules.one_step import BATCH, PROMPTS, assert_step_equals, logprobs, moved
 from tests.lightning_modules.test_modules import Recorder, sdft, train
 from tests.lightning_modules.test_teacher_samples import SaveAt
@@ -164,6 +165,6 @@ def test_a_prompts_only_task_leaves_demonstrations_out(tmp_path, tiny):
 
 
 def test_the_shipped_general_prompts_are_distinct():
-    folder = REPOSITORY / "configs" / "methods" / "general_prompts"
+    folder = fetched("general_prompts")
     rows = [json.loads(line) for path in folder.iterdir() for line in path.open()]
     assert len({row["prompt"] for row in rows}) == len(rows) == 64

@@ -1,6 +1,11 @@
 """Public data sets by name: where their files are, and how rows are made of them."""
 
-from sdft.tasks.sources.description import Description, description_names, read_description
+from sdft.tasks.sources.description import (
+    Description,
+    description_names,
+    read_description,
+    shipped_rows,
+)
 from sdft.tasks.sources.download import MIRROR_VARIABLE, FetchError
 from sdft.tasks.sources.fetching import CONVERTERS, fetched
 
@@ -12,4 +17,5 @@ __all__ = [
     "description_names",
     "fetched",
     "read_description",
+    "shipped_rows",
 ]

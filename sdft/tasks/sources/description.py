@@ -94,6 +94,12 @@ class Description:
         return ids
 
 
+def shipped_rows(source: str) -> Path | None:
+    """The folder of a data set whose rows come with the package; None for all others."""
+    folder = DESCRIPTIONS / source
+    return folder if source and folder.is_dir() else None
+
+
 def description_names() -> list[str]:
     """The names of the descriptions that come with the package."""
     return sorted(path.stem for path in DESCRIPTIONS.glob("*.yaml"))

@@ -22,7 +22,7 @@ from sdft.tasks.sources import (
     public_suites,
     public_tools,
 )
-from sdft.tasks.sources.description import Description, read_description
+from sdft.tasks.sources.description import Description, read_description, shipped_rows
 from sdft.tasks.sources.download import FetchError, download
 from sdft.tasks.sources.records import Converter, Record
 
@@ -61,6 +61,8 @@ def fetched(source: str) -> Path:
         ValueError: There is no such description, or it is not usable.
         FetchError: A file could not be had, or files or rows are not what they must be.
     """
+    if shipped := shipped_rows(source):
+        return shipped
     description = read_description(source)
     folder = cache_directory() / "data" / f"{description.name}-{_version(description)}"
     folder.mkdir(parents=True, exist_ok=True)
