@@ -83,7 +83,7 @@ class TaskReading(L.LightningDataModule):
             raise ValueError("data.tokenizer is missing; pass the model's tokenizer")
         require_positive(max_prompt_tokens=max_prompt_tokens, num_demonstrations=num_demonstrations)
         _check_prompts(tasks, train_on)
-        self.train_on = train_on
+        self.train_on, self.max_prompt_tokens = train_on, max_prompt_tokens
         template = TeacherTemplate.load(teacher_template)
         self.template_digests = template_digests(tokenizer, template, tasks)
         self.reader = READERS[train_on](

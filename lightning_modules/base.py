@@ -17,6 +17,7 @@ from lightning_modules.options import (
     require_at_least,
     warn_of_short_stages,
 )
+from lightning_modules.row_limits import check_rows
 from lightning_modules.stage_training import StageTraining
 from sdft.loss.hidden_states import LossPositions, hidden_states_in_parts
 from sdft.loss.reductions import reduction_weights
@@ -69,6 +70,7 @@ class ContinualModule(StageTraining):
 
     method_name = "none"
     train_on = "demonstrations"  # what it reads of training rows: these, documents or prompts
+    reads_teacher_prompts = False  # whether a model answers, or is scored, behind them
     reduction: str  # what the loss averages over, one of sdft.loss.reductions.REDUCTIONS
 
     def __init__(
@@ -108,6 +110,7 @@ class ContinualModule(StageTraining):
         if anchor is not None:
             self.method_name += " + anchor"
         self.seed = seed
+        self._has_checked_rows = False
 
     def _take_on(self, loaded: LoadedModel, activation_checkpointing: bool) -> None:
         """Hold the model as the student."""
@@ -118,10 +121,10 @@ class ContinualModule(StageTraining):
         self.tokenizer, self.end_ids = loaded.tokenizer, loaded.end_ids
 
     def setup(self, stage: str) -> None:
-        """Check that the data module reads rows as this method needs them.
+        """Check that the data module reads rows as this method needs them, and the model can.
 
         Raises:
-            ValueError: It does not (``stage`` is Lightning's: fit, validate, …).
+            ValueError: One does not (``stage`` is Lightning's: fit, validate, …).
         """
         found = self.trainer.datamodule.train_on
         if stage == "fit" and found != self.train_on:
@@ -129,6 +132,9 @@ class ContinualModule(StageTraining):
                 f"data.train_on is {found}, and {type(self).__name__} trains on {self.train_on}: "
                 f"pass train_on={self.train_on!r} to the data module"
             )
+        if not self._has_checked_rows:
+            check_rows(self, self.trainer.datamodule)
+            self._has_checked_rows = True
         begins = stage == "validate" and self.trainer.datamodule.num_stages_done == 0
         if begins and self.trainer.is_global_zero:
             warn_of_short_stages(self.plan, self.warmup_steps)

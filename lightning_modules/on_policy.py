@@ -30,6 +30,7 @@ class OnPolicyDistillationModule(SDFTModule):
     method_name = "on-policy distillation"
     may_score_demonstrations = False  # there are none
     train_on = "prompts"
+    reads_teacher_prompts = False
 
     def __init__(self, *, teacher: TeacherOptions = ANOTHER_MODEL, **base: Any) -> None:
         super().__init__(teacher=teacher, **base)

@@ -86,6 +86,8 @@ class SDFTModule(ContinualModule):
     method_name = "SDFT"
     may_score_demonstrations = True  # whether on_policy_fraction may be below 1
 
+    reads_teacher_prompts = True
+
     def __init__(
         self,
         *,

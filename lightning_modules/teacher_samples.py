@@ -30,6 +30,7 @@ class TeacherSamples(ContinualModule):
     Checkpoints hold them, so that a resumed stage learns from the same.
     """
 
+    reads_teacher_prompts = True
     sampling: SamplingSettings
 
     def __init__(self, **base: Any) -> None:

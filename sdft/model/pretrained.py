@@ -34,6 +34,7 @@ from transformers import (
 )
 
 from sdft.model.chat_template import ChatTemplate
+from sdft.model.limits import check_reads_rows_alone
 from sdft.model.lora import BACKBONE_DTYPES, LoRA, add_adapters
 from sdft.model.plain_weights import plain_weights
 from sdft.model.tiny_model import write_tiny_model
@@ -77,7 +78,8 @@ def load_model(
         dtype: What weights without adapters are held in.
 
     Raises:
-        ValueError: The name leads nowhere, or the model has no chat template or end token.
+        ValueError: The name leads nowhere, the model has no chat template or end token, or it is
+            no causal language model.
     """
     source = _resolve(name)
     loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -97,6 +99,7 @@ def load_model(
             f"({', '.join(PACKAGED_MODELS)}), a transformers directory, a .gguf file, or a hub id"
         ) from error
     check_tokenizer(tokenizer, name)
+    check_reads_rows_alone(model)
     if lora is not None:
         add_adapters(model, lora, seed)
     return LoadedModel(model, tokenizer, end_token_ids(model, tokenizer))
