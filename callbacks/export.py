@@ -6,6 +6,7 @@ from pathlib import Path
 
 import lightning as L
 
+from sdft.model.adapter_export import save_adapters
 from sdft.model.pretrained import save_model
 from sdft.report.model_card import write_model_card
 
@@ -14,7 +15,8 @@ class StageExport(L.Callback):
     """Writes ``exports/stage-<k>-<task>/`` when a stage ends.
 
     The directory holds safetensors weights, configuration and tokenizer, for
-    ``AutoModelForCausalLM.from_pretrained`` and pipelines.
+    ``AutoModelForCausalLM.from_pretrained`` and pipelines. Where adapters were trained, they are
+    folded into these weights, and lie by themselves in the folder ``adapter``, as peft reads them.
 
     Args:
         enabled: Write the exports; off saves the disk space of one model per stage.
@@ -33,6 +35,8 @@ class StageExport(L.Callback):
         folder = Path(trainer.default_root_dir) / "exports"
         target = folder / f"stage-{stage + 1}-{plan.tasks[stage]}"
         save_model(pl_module.student, pl_module.tokenizer, target, trainer.global_rank)
+        adapter = target / "adapter"
+        save_adapters(pl_module.student, pl_module.model_name, adapter, trainer.global_rank)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the cards anew: retention has a new row."""

@@ -1,7 +1,10 @@
 import pytest
 import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM
 
+from sdft.model.adapter_export import save_adapters
 from sdft.model.head import final_hidden_states
 from sdft.model.lora import LoRA, adapters_off, backbone_state, digest, trained_parameters
 from sdft.model.plain_weights import plain_weights
@@ -117,3 +120,37 @@ def test_the_digest_tells_a_changed_backbone_from_changed_adapters():
 def test_adapter_options_out_of_range_are_refused(options, complaint):
     with pytest.raises(ValueError, match=complaint):
         LoRA(**options)
+
+
+def test_exported_adapters_on_the_backbone_are_the_merged_model(tmp_path):
+    base, ids = tmp_path / "base", torch.tensor([[5, 6, 7, 8]])
+    plain = load_model("tiny-random")
+    save_model(plain.model, plain.tokenizer, base)
+    adapted = load_model(str(base), lora=LoRA(r=4)).model
+    with torch.no_grad():
+        for parameter in trained_parameters(adapted):
+            parameter.add_(torch.randn_like(parameter) / 8)
+    save_adapters(adapted, str(base), tmp_path / "adapter")
+    save_adapters(plain.model, str(base), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    loaded = PeftModel.from_pretrained(load_model(str(base)).model, tmp_path / "adapter")
+    assert loaded.peft_config["default"].base_model_name_or_path == str(base)
+    expected = adapted.eval()(ids).logits
+    assert not torch.allclose(expected, load_model(str(base)).model.eval()(ids).logits)
+    torch.testing.assert_close(loaded.eval()(ids).logits, expected)
+
+
+def test_adapters_of_two_runs_are_averaged_by_peft(tmp_path):
+    for seed in (0, 1):
+        model = load_model("tiny-random", lora=LoRA(r=4), seed=seed).model
+        with torch.no_grad():
+            for parameter in trained_parameters(model):
+                parameter.add_(seed + 1.0)
+        save_adapters(model, "tiny-random", tmp_path / str(seed))
+    both = PeftModel.from_pretrained(load_model("tiny-random").model, tmp_path / "0", "first")
+    both.load_adapter(tmp_path / "1", "second")
+    both.add_weighted_adapter(["first", "second"], [0.5, 0.5], "mean", combination_type="cat")
+    both.set_adapter("mean")
+    (layer, *_) = (each for each in both.modules() if isinstance(each, LoraLayer))
+    mean = (layer.get_delta_weight("first") + layer.get_delta_weight("second")) / 2
+    torch.testing.assert_close(layer.get_delta_weight("mean"), mean)
