@@ -21,12 +21,14 @@ from tests.lightning_modules.test_teacher_samples import SaveAt
 
 CONFIGS = REPOSITORY / "configs"
 METHODS = {
+    "anchor": "SDFT + anchor",
     "cpt": "CPT",
     "dft": "DFT",
     "filtered": "SDFT",
     "offline_distillation": "offline distillation",
     "on_policy_distillation": "on-policy distillation",
     "reinvoke": "SFT + re-invoke",
+    "sdft_on_demonstrations": "SDFT, λ = 0",
     "sdft_reward": "SDFT + reward",
     "sft": "SFT",
     "sft_kl_penalty": "SFT + KL",
