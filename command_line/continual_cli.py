@@ -223,6 +223,8 @@ def parsed(args: list[str] | None, cli: type[ContinualCLI]) -> ContinualCLI:
     """A command line, parsed and given to a class of command."""
     arguments = with_shipped_configs(sys.argv[1:] if args is None else args)
     refuse_renamed(arguments)
+    if args is None:
+        sys.argv[1:] = arguments  # given both, Lightning warns
     defaults = {"default_config_files": [str(CONFIGS / "defaults.yaml")]}
     return cli(
         ContinualModule,
@@ -233,5 +235,5 @@ def parsed(args: list[str] | None, cli: type[ContinualCLI]) -> ContinualCLI:
         save_config_callback=RunDirectory,
         save_config_kwargs={"overwrite": True},
         parser_kwargs=dict.fromkeys(ContinualCLI.subcommands(), defaults),
-        args=arguments,
+        args=None if args is None else arguments,
     )
