@@ -217,6 +217,8 @@ class SDFTModule(ContinualModule):
 
     def on_policy_rows(self, num_rows: int) -> list[int]:
         """Rows of this rank's batch to sample for: λ of all rows of the run."""
+        if self.on_policy_fraction == 1:
+            return list(range(num_rows))
         rank, num_ranks = self.trainer.global_rank, self.trainer.world_size
         first = self.trainer.global_step * num_rows * num_ranks + rank
         places = range(first, first + num_rows * num_ranks, num_ranks)

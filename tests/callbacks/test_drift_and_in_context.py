@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -94,6 +95,20 @@ def test_the_check_asks_the_coming_stages_rows_as_training_does(tmp_path):
     assert json.loads((tmp_path / "in_context.json").read_text())["stages"] == check.stages
 
 
+class ParrotEngine:
+    """Answers every prompt with the same tokens."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __call__(self, model, request):
+        rows = len(request.prompts)
+        return Rollout([self.answer] * rows, [[0.0]] * rows, [True] * rows)
+
+    def prepared(self, model):
+        return nullcontext()
+
+
 def test_a_check_scores_student_and_teacher_on_the_same_rows(tmp_path, capsys):
     class Parrot(SDFTModule):
         """Its rollout engine answers every prompt with a letter."""
@@ -101,11 +116,7 @@ def test_a_check_scores_student_and_teacher_on_the_same_rows(tmp_path, capsys):
         def on_train_start(self):
             super().on_train_start()
             letter = self.tokenizer("a", add_special_tokens=False)["input_ids"]
-            self.rollout_engine = lambda model, request: Rollout(
-                [letter] * len(request.prompts),
-                [[0.0]] * len(request.prompts),
-                [True] * len(request.prompts),
-            )
+            self.rollout_engine = ParrotEngine(letter)
 
     check = InContextCheck(num_rows=6)
     train(sdft(Parrot), tmp_path, check)

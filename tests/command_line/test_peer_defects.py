@@ -102,7 +102,11 @@ def test_a_later_stages_teacher_is_the_student_in_memory_and_nothing_is_reloaded
 @pytest.mark.parametrize(
     ("held", "asked", "complaint"),
     [
-        ({"teacher": "base"}, {}, r"model\.teacher base, this configuration has ema"),
+        (
+            {"teacher": {"kind": "base"}},
+            {},
+            r"model\.teacher\.kind base, this configuration has ema",
+        ),
         ({}, {"lora": LoRA(r=2)}, r"model\.lora null, this configuration has LoRA\(r=2"),
         ({"lora": LoRA(r=2)}, {}, r"model\.lora LoRA\(r=2.* has null"),
         ({"lora": LoRA(r=2)}, {"lora": LoRA(r=3)}, r"model\.lora LoRA\(r=2.* has LoRA\(r=3"),

@@ -29,6 +29,7 @@ ANSWERS = {
     "final_number": "He has 3 + 4 = 7. #### 7",
     "squad_exact_match": "February 16, 2002.",
     "squad_f1": ["New York", "NYC"],
+    "tagged_answer": "tea",
 }
 CALL = 'Action: f\nAction Input: {"x": 1}'
 RIGHT = {
@@ -37,6 +38,7 @@ RIGHT = {
     "published_multiple_choice": "<answer>B</answer>",
     "accepted_calls": CALL,
     "json_equal": '{"a": {"b": [1, "c"]}}',
+    "tagged_answer": "Pour hot water over the tea. [topic: tea]",
 }
 EVERY_SCORER = pytest.mark.parametrize("name", list(SCORERS))
 
