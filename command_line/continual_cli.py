@@ -31,6 +31,7 @@ from callbacks import (
     StopOnSignal,
     TrajectoryTracker,
 )
+from command_line.one_line_errors import OneLineParser, condensed
 from command_line.renamed_keys import refuse_renamed
 from command_line.shipped_configs import CONFIGS, with_shipped_configs
 from command_line.trainer_settings import check_trainer, settle_loggers, suited_callbacks
@@ -41,6 +42,14 @@ from sdft.runs.failures import StoppedEarly, UsageError, explained
 from sdft.runs.files import write_text_atomically
 from sdft.runs.run_directory import named_checkpoint, settle_run
 from sdft.runs.run_settings import differences, run_settings
+from sdft.tasks.prompting import TeacherTemplate
+from sdft.tasks.task_spec import TaskSpec
+from sdft.tasks.tasks import check_folder
+
+CKPT_PATH_HELP = (
+    "Checkpoint to resume from or to evaluate: last or previous (in the run's folder), auto (last, "
+    "or a new run where there is none), or a file."
+)
 
 
 class RunDirectory(SaveConfigCallback):
@@ -57,6 +66,9 @@ class RunDirectory(SaveConfigCallback):
 
 class ContinualCLI(LightningCLI):
     """LightningCLI that knows stages and run directories."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, parser_class=OneLineParser, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run directory, and pass the model's tokenizer and the seed on."""
@@ -93,7 +105,7 @@ class ContinualCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, OSError, ImportError, MisconfigurationException) as error:
-            raise SystemExit(f"error: {error}") from error
+            raise SystemExit(f"error: {condensed(str(error))}") from error
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> Any:
         own = config.get("callbacks") or []
@@ -105,8 +117,18 @@ class ContinualCLI(LightningCLI):
         """Settle the run directory, and where to resume, before anything is loaded."""
         try:
             self._settle()
-        except ValueError as error:
+            self._check_data()
+        except (ValueError, OSError) as error:
             raise SystemExit(f"error: {error}") from error
+
+    def _check_data(self) -> None:
+        """What can be known to be wrong with the data, before the model is loaded."""
+        data = self.config[self.config.subcommand].data
+        TeacherTemplate.load(data.teacher_template)
+        for task in data.tasks:
+            options = vars(task.get("init_args", task))
+            if options["judge"] is None:
+                check_folder(TaskSpec(**options))
 
     def _settle(self) -> None:
         config = self.config[self.config.subcommand]
@@ -149,11 +171,18 @@ class ContinualCLI(LightningCLI):
             )
         return resumed
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        for action in parser._actions:
+            if action.dest == "ckpt_path":
+                action.help = CKPT_PATH_HELP
+        return parser
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's without predict, which would need prompts alone."""
+        """Lightning's without predict; checkpoints are loaded as weights only in any case."""
         return {
-            name: left_out
+            name: left_out | {"weights_only"}
             for name, left_out in LightningCLI.subcommands().items()
             if name != "predict"
         }

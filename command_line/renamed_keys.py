@@ -59,10 +59,21 @@ def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str, Any]]:
 
 
 def _read(config: str) -> Any:
-    """The content of a configuration; None of one that the parser will complain about."""
+    """The content of a configuration; None of one that the parser will complain about.
+
+    Raises:
+        SystemExit: A file is no YAML.
+    """
+    path = Path(config)
     try:
-        path = Path(config)
         return yaml.safe_load(path.read_text("utf-8") if path.is_file() else config)
+    except yaml.MarkedYAMLError as error:
+        if error.problem_mark is None or not path.is_file():
+            return None
+        line, column = error.problem_mark.line + 1, error.problem_mark.column + 1
+        raise SystemExit(
+            f"error: {path}, line {line}, column {column}: not valid YAML: {error.problem}"
+        ) from error
     except (yaml.YAMLError, OSError, UnicodeDecodeError):
         return None
 

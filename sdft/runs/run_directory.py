@@ -42,6 +42,8 @@ def settle_run(
     Raises:
         ValueError: The folder is used, there is nothing to resume, or the checkpoint is damaged.
     """
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ValueError(f"the run directory {run_dir} is a file; choose another with --run_dir")
     if ckpt_path is None:
         if rank == 0:
             _clear(run_dir, overwrite)

@@ -177,12 +177,31 @@ def _generated_splits(spec: TaskSpec, generator: str, seed: int) -> Splits:
     return splits
 
 
-def _folder_splits(spec: TaskSpec, folder: Path, seed: int) -> Splits:
+def check_folder(spec: TaskSpec) -> None:
+    """Check that a task's folder, if it has one, holds training and validation rows.
+
+    Raises:
+        FileNotFoundError: It does not.
+    """
+    if spec.path is None:
+        return
+    folder = Path(spec.path).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(
             f"task {spec.name!r}: path {str(folder)!r} is not a folder (looked for "
             f"{folder.absolute()}); give a folder with train.jsonl and validation.jsonl"
         )
+    for split in ("train", "validation"):
+        if split_file(folder, split) is None:
+            held = ", ".join(sorted(each.name for each in folder.iterdir())) or "nothing"
+            raise FileNotFoundError(
+                f"task {spec.name!r}: {folder} has no {split} rows; it needs {split}.jsonl, .json, "
+                f".csv, .tsv, .parquet or .arrow, and holds {held:.200}"
+            )
+
+
+def _folder_splits(spec: TaskSpec, folder: Path, seed: int) -> Splits:
+    check_folder(spec)
     splits: Splits = {}
     for split in SPLITS:
         path = split_file(folder, split)
@@ -195,12 +214,6 @@ def _folder_splits(spec: TaskSpec, folder: Path, seed: int) -> Splits:
                 needs_answer=not _is_prompts(spec, split),
                 context_field=spec.context_field,
                 columns=spec.columns,
-            )
-        elif split != "test":
-            held = ", ".join(sorted(each.name for each in folder.iterdir())) or "nothing"
-            raise FileNotFoundError(
-                f"task {spec.name!r}: {folder} has no {split} rows; it needs {split}.jsonl, .json, "
-                f".csv, .tsv, .parquet or .arrow, and holds {held:.200}"
             )
         kept = _kept(rows, spec, split)
         splits[split] = tuple(kept[index] for index in _chosen(len(kept), spec, split, seed))

@@ -1,0 +1,89 @@
+"""What is wrong with a command line or a configuration, in a line.
+
+jsonargparse prints a page of usage, then every alternative that a value did not match, then the
+value with all its defaults. What the user needs of it is which option, which value, and what to
+write instead.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from pydoc import locate
+from typing import Any, NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+import callbacks
+import lightning_modules
+
+NOISE = re.compile(
+    r"Does not validate against any of the Union subtypes|Subtypes: |Errors:$|Given value|"
+    r"Expected an? <class 'NoneType'>|Expected an? <class 'bool'>|Expected a <class 'collections|"
+    r"Expected a path but .* either not accessible|- a (class path|dict)|"
+    r"Not a valid subclass of|Subclass types expect|Problems? parsing config"
+)
+KEY = re.compile(r"Parser key \"([^\"]+)\":")
+NEEDLESS = ("args", "kwargs", "self")
+
+
+class OneLineParser(LightningArgumentParser):
+    """A parser that ends the program with one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say what is wrong, and which name comes closest."""
+        if not self.exit_on_error:  # a part of a configuration: the whole has more to say
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        text = condensed(message) + _meant(message, parser._option_string_actions)
+        sys.stderr.write(f"error: {text}\n")
+        sys.exit(2)
+
+
+def condensed(message: str) -> str:
+    """An error of jsonargparse without the alternatives that nobody meant."""
+    if not NOISE.search(message) and not KEY.search(message):
+        return " ".join(message.split())
+    text = " ".join(dict.fromkeys(_telling(message.splitlines())))
+    text = KEY.sub(r"\1:", text)
+    text = re.sub(r"Problem with given class_path '([^']+)':", r"\1:", text)
+    text = re.sub(r"Expected an? <class '(\w+)'>\. Got value: (\S+)", r"expected \1, got \2", text)
+    return text.replace("Expected a dot import path string:", "there is no class")
+
+
+def _telling(lines: Iterable[str]) -> Iterator[str]:
+    for line in lines:
+        text = line.strip().removeprefix("- ")
+        if text and not NOISE.match(text) and not NOISE.match(line.strip()):
+            yield text
+
+
+def _meant(message: str, options: Iterable[str]) -> str:
+    """The names that come closest to one that is not known."""
+    if unknown := re.search(r"unrecognized arguments: (--[\w.]+)", message):
+        return _closest(unknown[1], options)
+    if unknown := re.search(r"Option '(\w+)' is not accepted", message):
+        owner = re.findall(r"class_path '([\w.]+)'", message)
+        return _closest(unknown[1], _parameters(locate(owner[-1])) if owner else ())
+    if unknown := re.search(r"dot import path string: (\w+)|has no attribute '(\w+)'", message):
+        return _closest(unknown[1] or unknown[2], [*lightning_modules.__all__, *callbacks.__all__])
+    return ""
+
+
+def _closest(name: str, known: Iterable[str]) -> str:
+    known = sorted({*known})
+    begin_alike = [each for each in known if each.lower().startswith(name.lower())]
+    near = begin_alike[:3] or get_close_matches(name, known, n=3)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _parameters(kind: Any) -> set[str]:
+    """Names of a class's options, its bases' included."""
+    names: set[str] = set()
+    for each in getattr(kind, "__mro__", ()):
+        if "__init__" in vars(each):
+            names |= inspect.signature(each.__init__).parameters.keys()
+    return names - {*NEEDLESS}

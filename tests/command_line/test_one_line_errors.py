@@ -1,0 +1,111 @@
+import pytest
+import yaml
+
+from tests.child_runs import run, write_config
+from tests.conftest import write_rows
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return write_config(tmp_path_factory.mktemp("mistakes"))
+
+
+def errors(tmp_path, config, *args, command="fit"):
+    """What a run that is refused says, without progress bars."""
+    log = tmp_path / "log"
+    run_dir = f"--run_dir={tmp_path / 'run'}"
+    assert run(command, f"--config={config}", run_dir, *args, log=log) in (1, 2)
+    lines = log.read_text().splitlines()
+    assert not any("Traceback" in line for line in lines), log.read_text()
+    said = [line for line in lines if line.startswith("error: ")]
+    rest = lines[lines.index(said[0]) + 1 :]
+    assert [line for line in rest if line not in ("1", "2", "None")] == []
+    [error] = said
+    return error
+
+
+MISTAKES = {
+    "half a class": (["--model=SDFT"], "there is no class SDFT; did you mean SDFTModule?"),
+    "a class of no package": (["--model=lightning_modules.SFT"], "did you mean SFTModule?"),
+    "no such callback": (["--trainer.callbacks+=RetentionTrack"], "mean RetentionTracker?"),
+    "a typo in an option": (["--model.init_args.lerning_rate=1"], "did you mean learning_rate?"),
+    "a typo in a flag": (["--data.batchsize=3"], "did you mean --data.batch_size"),
+    "a text as a number": (["--model.init_args.learning_rate=fast"], "expected float, got fast"),
+    "a bad value": (["--model.init_args.learning_rate=-1"], "model.learning_rate is -1.0; it must"),
+    "no such divergence": (["--model.init_args.divergence=kl"], "divergence is kl; it must be one"),
+    "no such engine": (["--model.init_args.rollout_engine=vlm"], "rollout_engine is vlm; it must"),
+    "no such model": (["--model.init_args.pretrained=./nowhere"], "'./nowhere' does not exist"),
+    "a hub model offline": (
+        ["--model.init_args.pretrained=no/such"],
+        "cannot load the model",
+    ),
+    "no such accelerator": (["--trainer.accelerator=abacus"], "accelerator"),
+    "no such template": (["--data.teacher_template=nope"], "teacher_template 'nope'"),
+    "a file as run directory": (["--run_dir=/dev/null"], "the run directory /dev/null is a file"),
+    "a module that is missing": (["--trainer.logger=MLFlowLogger"], "mlflow"),
+}
+
+
+@pytest.mark.parametrize(("args", "complaint"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_line_with_what_to_write_instead(args, complaint, config, tmp_path):
+    assert complaint in errors(tmp_path, config, *args)
+
+
+TASKS = {
+    "no such folder": ({"path": "no/such"}, "task 'x': path 'no/such' is not a folder"),
+    "no such scorer": ({"generator": "routing", "scorer": "exact"}, "unknown scorer 'exact'"),
+    "a typo in a task": ({"generator": "routing", "scoer": "contains"}, "did you mean scorer?"),
+    "the hub offline": ({"hub_id": "no/such", "scorer": "contains"}, "data set 'no/such'"),
+    "no source": ({"scorer": "contains"}, "task 'x' has no rows: give it one of"),
+    "too many rows": ({"path": "FOLDER", "num_train": 99}, "num_train asks for 99 rows, but there"),
+    "an unknown split": (
+        {"hub_id": "FOLDER", "splits": {"train": "train", "validation": "dev"}},
+        'Unknown split "dev"',
+    ),
+}
+
+
+@pytest.mark.parametrize(("task", "complaint"), TASKS.values(), ids=TASKS)
+def test_a_mistake_in_a_task_is_one_line(task, complaint, config, tmp_path):
+    folder = str(config.parent / "one")
+    own = {name: folder if value == "FOLDER" else value for name, value in task.items()}
+    changed = yaml.safe_load(config.read_text())
+    changed["data"]["tasks"] = [{"name": "x", "scorer": "exact_label", **own}]
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(changed))
+    assert complaint in errors(tmp_path, tmp_path / "own.yaml")
+
+
+def test_what_is_wrong_with_the_data_is_said_before_the_model_is_loaded(config, tmp_path):
+    changed = yaml.safe_load(config.read_text())
+    changed["model"]["init_args"]["pretrained"] = "no/such"
+    write_rows(tmp_path / "half" / "train.jsonl", [{"prompt": "a"}])
+    changed["data"]["tasks"] = [{"name": "x", "scorer": "contains", "path": str(tmp_path / "half")}]
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(changed))
+    assert "has no validation rows" in errors(tmp_path, tmp_path / "own.yaml")
+
+
+def test_broken_yaml_is_named_with_file_and_line(tmp_path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("model: [1, 2\ndata: 3\n")
+    error = errors(tmp_path, broken)
+    assert str(broken) in error
+    assert "line 2" in error
+
+
+def test_a_jinja_template_with_a_typo_is_named(config, tmp_path):
+    template = tmp_path / "mine.jinja"
+    template.write_text("{% call user() %}{{ queston }}{% endcall %}")
+    error = errors(tmp_path, config, f"--data.teacher_template={template}")
+    assert f"{template}: unknown field(s) queston" in error
+
+
+def test_an_unknown_command_lists_the_commands(config, tmp_path):
+    assert "'fit', 'validate', 'test'" in errors(tmp_path, config, command="fti")
+
+
+def test_the_help_of_ckpt_path_has_the_values_it_takes(config, tmp_path):
+    log = tmp_path / "log"
+    assert run("fit", "--help", log=log) == 0
+    text = " ".join(log.read_text().split())
+    assert "last or previous (in the run's folder), auto (last, or a new run" in text
+    assert "hpc" not in text
