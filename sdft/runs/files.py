@@ -96,6 +96,21 @@ def _flush_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def follow_umask(directory: Path) -> None:
+    """Give every file below a directory the mode of one that is opened plainly.
+
+    The safetensors library makes its files readable by their owner alone, whatever the umask says:
+    a server that runs as another user could not read them.
+    """
+    probe = directory / TEMPORARY
+    probe.touch()
+    mode = probe.stat().st_mode & 0o666
+    probe.unlink()
+    for path in directory.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
 def flush_tree(directory: Path) -> None:
     """Put every file below a directory on the disk, so that the directory can be renamed."""
     for path in directory.rglob("*"):

@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+import os
 import shutil
 from importlib.util import find_spec
 
@@ -139,3 +140,16 @@ def test_the_packaged_model_is_converted_once_and_answers(tmp_path, monkeypatch)
     assert "Paris" in loaded.tokenizer.decode(answer[0])
     assert (cached / "model.safetensors").stat().st_mtime_ns == written
     shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_an_export_follows_the_umask(umask, mode, tiny, tmp_path):
+    before = os.umask(umask)
+    try:
+        save_model(tiny.model, tiny.tokenizer, tmp_path / "export")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "export").iterdir()}
+    assert "model.safetensors" in modes
+    assert set(modes.values()) == {mode}
+    assert not [name for name in modes if name.startswith(".")]

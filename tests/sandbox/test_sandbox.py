@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 
@@ -97,6 +98,7 @@ def test_files_outside_of_its_folder_are_neither_read_nor_changed(tmp_path):
     secret = tmp_path / "secret.txt"
     secret.write_text("secret")
     before = secret.stat()
+    new = token_hex(8)  # there is nothing of that name
     attempts = {
         "read": f"print(open({str(secret)!r}).read())",
         "overwrite": f"open({str(secret)!r}, 'w')",
@@ -112,14 +114,14 @@ def test_files_outside_of_its_folder_are_neither_read_nor_changed(tmp_path):
         "times": f"import os; os.utime({str(secret)!r}, (0, 0))",
         "list": f"import os; os.listdir({str(tmp_path)!r})",
         "create": f"open({str(tmp_path / 'new')!r}, 'w')",
-        "parent": "open('../new', 'w')",
+        "parent": f"open('../{new}', 'w')",
         "folder": f"import os; os.mkdir({str(tmp_path / 'new')!r})",
         "passwords": "open('/etc/passwd')",
         "this project": f"open({str(REPOSITORY / 'README.md')!r})",
         "processes": "open('/proc/self/environ')",
         "parent's environment": f"open('/proc/{os.getpid()}/environ')",
         "memory": "open('/proc/self/mem', 'wb')",
-        "shared memory": "open('/dev/shm/new', 'w')",
+        "shared memory": f"open('/dev/shm/{new}', 'w')",
     }
     for name, code in attempts.items():
         result = run_python(code)
