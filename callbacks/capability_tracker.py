@@ -86,18 +86,13 @@ class CapabilityTracker(L.Callback):
         tasks = trainer.datamodule.plan.tasks
         if 0 < stage < len(tasks) and not self.every_stage:
             return
-        row = capability_row(
-            tasks,
-            stage,
-            trainer.global_step,
-            self.suites,
-            self._measure(trainer, pl_module),
-        )
+        measured = self._measure(trainer, pl_module)
+        row = capability_row(tasks, stage, trainer.global_step, self.suites, *measured)
         self.rows = [earlier for earlier in self.rows if earlier["stage"] < stage] + [row]
         if trainer.is_global_zero:
             self._publish(trainer, row)
 
-    def _measure(self, trainer: L.Trainer, module: L.LightningModule) -> dict[str, Any]:
+    def _measure(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[Any, Any]:
         from sdft.evaluation.capabilities.harness import Subject, measure
 
         subject = Subject(module.student, module.student_head, module.tokenizer, module.generate)

@@ -99,7 +99,7 @@ def test_both_accuracies_follow_from_the_likelihoods(tiny, subject, tmp_path):
     rows = choice_rows(6)
     suites = [get_suite("hellaswag")]
     tasks = load_tasks(suites, write_suite(tmp_path, "hellaswag", rows))
-    found = measure(tasks, suites, subject, batch_size=4)["hellaswag"]
+    found = measure(tasks, suites, subject, batch_size=4).metrics["hellaswag"]
     acc = acc_norm = 0
     for row in rows:
         meta = row["meta"]
@@ -117,7 +117,7 @@ def test_both_accuracies_follow_from_the_likelihoods(tiny, subject, tmp_path):
 def test_real_rows_are_measured_as_by_the_harness_on_its_own_model(tiny, subject):
     suites = [get_suite(name) for name in CHOSEN]
     tasks = load_tasks(suites, SHARED_DATA, num_rows=3)
-    found = measure(tasks, suites, subject, batch_size=8)
+    found = measure(tasks, suites, subject, batch_size=8).metrics
     assert {suite.score in found[suite.name] for suite in suites} == {True}
     theirs = HFLM(pretrained=copy.deepcopy(tiny.model), tokenizer=tiny.tokenizer, batch_size=4)
     ours = InMemoryLM(subject, batch_size=4)
@@ -149,7 +149,7 @@ def test_instructions_are_checked_on_the_answer(subject):
     place = docs[0]["instruction_id_list"].index("punctuation:no_comma")
     for text, followed in (("no comma here", True), ("here, one", False)):
         assert task.process_results(docs[0], [text])["inst_level_strict_acc"][place] is followed
-    found = measure(tasks, suites, subject, batch_size=2, max_generated_tokens=4)
+    found = measure(tasks, suites, subject, batch_size=2, max_generated_tokens=4).metrics
     assert 0 <= found["ifeval"]["prompt_level_strict_acc"] <= 1
 
 

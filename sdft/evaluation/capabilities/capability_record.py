@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
+from sdft.evaluation.capabilities.margins import MarginChange, margin_change
 from sdft.evaluation.capabilities.suites import Suite
 
 DEFINITIONS = {
@@ -12,6 +13,10 @@ DEFINITIONS = {
     "acc": "Share of rows whose right choice has the highest summed log-likelihood.",
     "acc_norm": "The same after dividing each choice's log-likelihood by its characters.",
     "prompt_level_strict_acc": "Share of prompts whose answer follows every instruction.",
+    "margins": "Of each row, the right choice's log-likelihood minus that of the best other one, "
+    "each per token, in nats.",
+    "margin_change": "Margin minus that before training on the same row: mean over rows and its "
+    "95 % bootstrap interval.",
     "pass@1": "Share of functions, written greedily, that pass their tests.",
 }
 
@@ -29,6 +34,7 @@ class CapabilityRow(TypedDict):
     scores: dict[str, float]
     average: float
     metrics: dict[str, dict[str, float]]
+    margins: dict[str, list[float]]
 
 
 def capability_row(
@@ -37,6 +43,7 @@ def capability_row(
     global_step: int,
     suites: Sequence[Suite],
     metrics: Mapping[str, Mapping[str, float]],
+    margins: Mapping[str, Sequence[float]],
 ) -> CapabilityRow:
     """One measured row.
 
@@ -46,6 +53,7 @@ def capability_row(
         global_step: Optimizer steps taken so far.
         suites: What was measured.
         metrics: Suite name -> metric -> value.
+        margins: Suite name -> margin of each row.
     """
     scores = {suite.name: metrics[suite.name][suite.score] for suite in suites}
     return {
@@ -55,7 +63,19 @@ def capability_row(
         "scores": scores,
         "average": round(sum(scores.values()) / len(scores), 6),
         "metrics": {name: dict(values) for name, values in metrics.items()},
+        "margins": {name: list(values) for name, values in margins.items()},
     }
+
+
+def _changes(row: CapabilityRow, rows: Sequence[CapabilityRow]) -> dict[str, MarginChange]:
+    """How each suite's margins differ from those before training, if these are known."""
+    base = next((each.get("margins", {}) for each in rows if each["stage"] == 0), {})
+    changes = {
+        suite: margin_change(margins, base[suite])
+        for suite, margins in row.get("margins", {}).items()
+        if suite in base
+    }
+    return {suite: change for suite, change in changes.items() if change is not None}
 
 
 def capability_record(
@@ -76,6 +96,6 @@ def capability_record(
         "suites": {suite.name: {"score": suite.score} for suite in suites},
         "source": source,
         "num_rows": num_rows,
-        "rows": list(rows),
+        "rows": [{**row, "margin_change": _changes(row, rows)} for row in rows],
         "definitions": DEFINITIONS,
     }

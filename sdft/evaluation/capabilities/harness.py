@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset, load_dataset
 from lm_eval.api.task import ConfigurableTask
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from sdft.evaluation.capabilities.human_eval import check_sandbox
 from sdft.evaluation.capabilities.in_memory_lm import InMemoryLM, Subject
+from sdft.evaluation.capabilities.margins import suite_margins
 from sdft.evaluation.capabilities.suites import Doc, Suite
 from sdft.model.modes import evaluation_mode
 from sdft.seeds import seeded
@@ -28,6 +29,18 @@ from sdft.seeds import seeded
 SEED = 1234  # of what the harness draws: examples in a prompt, defaults of IFEval's instructions
 
 Metrics = dict[str, float]
+
+
+class Measured(NamedTuple):
+    """What was measured of the suites.
+
+    Args:
+        metrics: Suite name -> metric -> value, in [0, 1].
+        margins: Suite name -> margin of each row, for suites that are choices between texts.
+    """
+
+    metrics: dict[str, Metrics]
+    margins: dict[str, list[float]]
 
 
 class LocalTask(ConfigurableTask):  # type: ignore[misc]
@@ -91,7 +104,7 @@ def measure(
     batch_size: int,
     num_rows: int | None = None,
     max_generated_tokens: int | None = None,
-) -> dict[str, Metrics]:
+) -> Measured:
     """Measure all suites, with one bar of progress.
 
     Args:
@@ -101,9 +114,6 @@ def measure(
         batch_size: Requests at a time.
         num_rows: Rows of each of the tasks; a suite from the hub may have several.
         max_generated_tokens: Longest completion where a suite allows longer ones.
-
-    Returns:
-        Suite name -> metric -> value, in [0, 1].
     """
     with (
         tqdm(desc="Prior capabilities", unit=" requests", file=sys.stderr) as bar,
@@ -112,8 +122,16 @@ def measure(
         evaluation_mode(subject.model),
     ):
         model = InMemoryLM(subject, batch_size, max_generated_tokens, bar)
-        found = evaluate(model, tasks, limit=num_rows, bootstrap_iters=0, log_samples=False)
-    return {suite.name: _metrics(found["results"][suite.hub_task]) for suite in suites}
+        found = evaluate(model, tasks, limit=num_rows, bootstrap_iters=0, log_samples=True)
+    metrics = {suite.name: _metrics(found["results"][suite.hub_task]) for suite in suites}
+    margins = {
+        suite.name: suite_margins(
+            found["samples"].get(suite.hub_task, []),
+            lambda text: len(subject.tokenizer(text, add_special_tokens=False)["input_ids"]),
+        )
+        for suite in suites
+    }
+    return Measured(metrics, {suite: rows for suite, rows in margins.items() if rows})
 
 
 def _metrics(result: Mapping[str, Any]) -> Metrics:
