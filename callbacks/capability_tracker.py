@@ -95,7 +95,13 @@ class CapabilityTracker(L.Callback):
     def _measure(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[Any, Any]:
         from sdft.evaluation.capabilities.harness import Subject, measure
 
-        subject = Subject(module.student, module.student_head, module.tokenizer, module.generate)
+        subject = Subject(
+            module.student,
+            module.student_head,
+            module.tokenizer,
+            module.generate,
+            trainer.datamodule.reader.encoder,
+        )
         with trainer.precision_plugin.val_step_context(), gathered_weights(module.student):
             return measure(self._tasks, self.suites, subject, num_rows=self.num_rows, **self.limits)
 

@@ -45,7 +45,7 @@ class DocumentTokenizer(RowTokenizer):
         """Collate documents: every token bears loss, behind one that begins a text."""
         begin = self._tokenizer.bos_token_id
         prompts = [[self._end_id if begin is None else begin]] * len(rows)
-        documents = [self._encoder.encode(row.context) for row in rows]
+        documents = [self.encoder.encode(row.context) for row in rows]
         return DemonstrationBatch(tuple(rows), prompts, prompts, documents, num_padding_rows)
 
     def _pieces(self, document: str) -> Iterator[str]:

@@ -80,13 +80,13 @@ class RowTokenizer:
 
     def _use(self, chat: ChatOptions) -> None:
         self.chat = chat
-        self._encoder = chat.encoder(self._tokenizer)
+        self.encoder = chat.encoder(self._tokenizer)
         self._teacher_encoder = chat.encoder(self._tokenizer, for_teacher=True)
 
     def student_prompt(self, row: Demonstration) -> TokenIds:
         """The prompt up to the assistant's turn."""
         with _named(row, "the student's prompt"):
-            return self._encoder.encode_chat(student_messages(row, self._system_prompt))
+            return self.encoder.encode_chat(student_messages(row, self._system_prompt))
 
     def teacher_prompt(self, row: Demonstration) -> TokenIds:
         """The prompt with the privileged information in context, up to the assistant's turn.
@@ -105,7 +105,7 @@ class RowTokenizer:
         """The demonstration as the assistant's turn, with the token that ends it."""
         with _named(row, "the demonstration"):
             prompt = student_messages(row, self._system_prompt)
-            return self._encoder.encode_reply(prompt, row.demonstration)
+            return self.encoder.encode_reply(prompt, row.demonstration)
 
     def _evaluated_prompt(self, row: Demonstration) -> TokenIds:
         as_teacher = self._evaluated_as == "teacher"

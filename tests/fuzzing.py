@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import signal
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,8 +21,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sdft.loss.preambles import Preambles
+from sdft.model.chat_template import ChatTemplateError
 from sdft.model.tiny_model import SPECIAL_TOKENS, byte_tokenizer
+from sdft.scorers.answer_text import answer_texts
 from sdft.scorers.json_objects import first_object
+from sdft.scorers.normalisation import bare, words
 from sdft.scorers.scorer_registry import SCORERS
 from sdft.scorers.tool_calls import parse_call
 from sdft.tasks.columns import check_columns
@@ -33,6 +37,7 @@ from sdft.tasks.rows import read_rows
 from sdft.tasks.task_spec import TaskSpec
 from sdft.types import Demonstration
 from tests.scorers.test_scorers import make_row
+from tests.tasks.test_replies import CHATML, DEEPSEEK, QWEN3, tokenizer_with
 
 SECONDS_PER_CASE = 60  # far more than any case takes on a busy machine; a hang takes for ever
 
@@ -251,6 +256,58 @@ def check_encoding(text: str) -> None:
     assert len(chat) - len(ids) == len(calm) - len("calm")
 
 
+REPLIERS = {
+    name: tokenizer_with(template)
+    for name, template in (("chatml", CHATML), ("qwen3", QWEN3), ("deepseek", DEEPSEEK))
+}
+
+
+def check_reply(given: tuple[str, str]) -> None:
+    question, text = given
+    chat: list[Any] = [{"role": "user", "content": question}]
+    for tokenizer in REPLIERS.values():
+        encoder = Encoder(tokenizer)
+        ids = encoder.encode_reply(chat, text)
+        special = [token for token in ids if token in tokenizer.all_special_ids]
+        assert special == ids[-1:]
+        read = tokenizer.decode(encoder.encode_chat(chat) + ids)
+        assert "".join(text.split()) in "".join(read.split())
+        shown = [*chat, {"role": "assistant", "content": text}, *chat]
+        told = tokenizer.decode(encoder.encode_chat(shown, [text]))
+        assert "".join(text.split()) in "".join(told.split())
+
+
+def is_encodable(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def check_chat_template(source: str) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = source
+    with suppress(ChatTemplateError):
+        Encoder(tokenizer).encode_chat([{"role": "user", "content": "calm"}])
+        Encoder(tokenizer).encode_reply([{"role": "user", "content": "calm"}], "reply")
+
+
+def check_answer(given: tuple[str, str, str]) -> None:
+    prompt, completion, stop = given
+    prompts, completions = ([TOKENIZER(text)["input_ids"]] for text in (prompt, completion))
+    marks = ("<think>", "</think>")
+    (answer,) = answer_texts(
+        TOKENIZER, prompts, completions, stop_strings=(stop,), thought_marks=marks
+    )
+    assert stop not in answer
+    assert marks[1] not in answer
+    assert answer in TOKENIZER.decode(completions[0], skip_special_tokens=True)
+
+
+def check_words(text: str) -> None:
+    found = words(text)
+    assert words(f"\u00a0{unicodedata.normalize('NFD', text)}\n") == found
+    assert bare(bare(text)) == bare(text)
+    assert all(word and not word.isspace() for word in found)
+
+
 def check_preambles(given: tuple[list[str], list[int]]) -> None:
     phrases, completion = given
     with suppress(ValueError):
@@ -293,6 +350,18 @@ ENCODABLE = st.lists(
     st.sampled_from([*SPECIAL_TOKENS, "<|", "\ue000", "|>"]) | st.text(max_size=9), max_size=9
 ).map("".join)
 
+THOUGHTFUL = st.lists(
+    st.sampled_from(["<think>", "</think>", "\n", " ", "<think", *SPECIAL_TOKENS])
+    | st.text(max_size=6),
+    max_size=9,
+).map("".join)
+CHAT_JINJA = pieces(
+    "{% for m in messages %}", "{% endfor %}", "{{ m['content'] }}", "{{ m.content.x.y }}", "{{",
+    "{{ messages[0]['content'] }}", "<|turn|>", "<|end|>", "{{ raise_exception('no') }}", "}}",
+    "{{ 1 / 0 }}", "{% if add_generation_prompt %}", "{% endif %}", "<think>", "\n",
+    "{{ strftime_now('%d') }}", "{{ messages[9] }}", "{% set x = 1 %}", "{{ m | tojson }}",
+)  # fmt: skip
+
 TARGETS: dict[str, Target] = {
     "rows": Target(
         st.lists(damaged() | NEAR_ROWS | st.binary(max_size=60), max_size=4), check_rows
@@ -306,6 +375,10 @@ TARGETS: dict[str, Target] = {
     "call": Target(COMPLETIONS, check_call),
     "object": Target(COMPLETIONS, check_object),
     "encoding": Target(ENCODABLE, check_encoding, share=0.5),
+    "reply": Target(st.tuples(ENCODABLE, THOUGHTFUL.filter(str.strip)), check_reply, share=0.5),
+    "chat_template": Target(CHAT_JINJA.filter(is_encodable), check_chat_template, share=0.5),
+    "answer": Target(st.tuples(THOUGHTFUL, THOUGHTFUL, st.text(min_size=1)), check_answer),
+    "words": Target(COMPLETIONS | st.text(), check_words),
     "preambles": Target(
         st.tuples(
             st.lists(st.text(min_size=1), min_size=1, max_size=3),

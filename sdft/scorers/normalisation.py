@@ -36,7 +36,7 @@ _FINAL_MARKS = (
 AROUND = string.whitespace + "*" + _QUOTES
 _EDGES = _QUOTES + "\u300c\u300d\u300e\u300f"
 # Deleted, so that what they stand between is one word; any other punctuation parts words.
-_JOINING = string.punctuation + _QUOTES + "\u00b7\u05f3\u05f4"
+_JOINING = "".join(set(string.punctuation) - set("<>{}\\|=")) + _QUOTES + "\u00b7\u05f3\u05f4"
 # Scripts that put no space between words: Thai, Lao, Burmese, Khmer, Hiragana, ideographs.
 UNSPACED = (
     "\u0e01-\u0e3a\u0e40-\u0e4e\u0e81-\u0ece\u1000-\u103f\u1050-\u108f\u1780-\u17d3\u17dd"
@@ -58,12 +58,14 @@ _THOUSANDS = re.compile(
 _NOT_DIGITS = re.compile(r"[^0-9]")
 _LEADING_POINT = re.compile(r"(?<![\w.])\.(?=[0-9])")
 # Punctuation that says something: within a number, a sign before one, C++, C#, A+, A-.
+_SIGN = r"(?<![\w)\]-])-(?=[$\u20ac\u00a3\u00a5]?[0-9])"
 _KEPT = (
-    r"(?<=[0-9])[.,:/*^+'-]{1,2}(?=[0-9])|(?<![\w)\]-])-(?=[$\u20ac\u00a3\u00a5]?[0-9])"
-    r"|(?<=\w)[+#]+(?!\w)|(?:(?<=\b[a-z])|(?<=\b[a-z][a-z]))-(?![\w-])"
+    r"(?<=[0-9])[.,:/*^+'-]{1,2}(?=[0-9])"
+    r"|(?<=[^\W_])[+#]+(?!\w)|(?:(?<=\b[a-z])|(?<=\b[a-z][a-z]))-(?![\w-])"
 )
 _PUNCTUATION = re.compile(
-    rf"({_KEPT})|(?<=[0-9])[{_CLASS}]+(?=[0-9])|([{re.escape(_JOINING)}])|[{_CLASS}]"
+    rf"(?P<kept>{_KEPT})|(?P<sign>{_SIGN})|(?<=[0-9])[{_CLASS}]+(?=[0-9])"
+    rf"|(?P<joining>[{re.escape(_JOINING)}])|[{_CLASS}]"
 )
 _WORD = re.compile(rf"[{UNSPACED}][^\w\s]*|[^\s{UNSPACED}]+")
 
@@ -96,8 +98,15 @@ def words(text: str) -> list[str]:
     text = composed(composed(text).casefold())
     text = _THOUSANDS.sub(lambda number: _NOT_DIGITS.sub("", number[0]), text)
     text = _LEADING_POINT.sub("0.", text.translate(_FOR_WORDS))
-    text = _PUNCTUATION.sub(lambda mark: mark[1] or ("" if mark[2] else " "), text)
-    return _WORD.findall(text)
+    text = _PUNCTUATION.sub(_as_in_words, text)
+    return _WORD.findall(composed(text))
+
+
+def _as_in_words(mark: re.Match[str]) -> str:
+    """What punctuation becomes between words."""
+    if mark["sign"]:
+        return " -"
+    return mark["kept"] or ("" if mark["joining"] else " ")
 
 
 def ascii_digits(text: str) -> str:

@@ -50,9 +50,9 @@ class Encoder:
     ) -> None:
         self._tokenizer = tokenizer
         self._template = ChatTemplate(tokenizer, options, clock)
-        self._marks = tuple(thought_marks)
+        self.thought_marks = tuple(thought_marks)
         self._names = any_of(self._template.special_names)
-        self._replies_names = any_of(set(self._template.special_names) - set(self._marks))
+        self._replies_names = any_of(set(self._template.special_names) - set(self.thought_marks))
         self._spaces_texts = _encode(tokenizer, "\na")[-1:] != _encode(tokenizer, "a")
 
     def encode(self, text: str) -> TokenIds:
@@ -105,7 +105,7 @@ class Encoder:
         behind, end = self._template.ending(hidden.messages[:-1])
         reply = message_text(hidden.messages[-1])
         whole = hidden.rendered(asks=False)
-        thought = open_thought(prompt, self._marks)
+        thought = open_thought(prompt, self.thought_marks)
         added = whole[len(prompt) : len(whole) - len(behind)]
         is_said = _compact(prompt + added).endswith(_compact(reply))
         is_closed = thought is None or thought[1] in added
@@ -159,8 +159,8 @@ class _Hidden:
         ]
 
     def _hide(self, role: str, shown: Sequence[str], text: str) -> str:
-        if role == "assistant" and text in shown and self._encoder._marks:
-            marks = any_of(self._encoder._marks)
+        if role == "assistant" and text in shown and self._encoder.thought_marks:
+            marks = any_of(self._encoder.thought_marks)
             text = marks.sub(lambda mark: self._character(mark[0], self._mark), text)
         names = self._encoder._names if role != "assistant" else self._encoder._replies_names
         return names.sub(lambda name: self._character(name[0], self._stand_in), text)

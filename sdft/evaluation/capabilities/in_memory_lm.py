@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sdft.loss.hidden_states import LossPositions, completion_hidden_states
 from sdft.model.head import VocabularyHead
 from sdft.rollout.request import SamplingSettings
+from sdft.scorers.answer_text import answer_texts
 from sdft.tasks.encoding import Encoder
 from sdft.types import Message, Rollout, TokenIds
 
@@ -33,12 +34,14 @@ class Subject:
         head: Its output head.
         tokenizer: Its tokenizer, with a chat template.
         generate: Completes B prompts as the settings say.
+        encoder: Puts questions into its chat; None puts them as the tokenizer does by itself.
     """
 
     model: PreTrainedModel
     head: VocabularyHead
     tokenizer: PreTrainedTokenizerBase
     generate: Callable[[Sequence[TokenIds], SamplingSettings], Rollout]
+    encoder: Encoder | None = None
 
 
 class InMemoryLM(TemplateLM):  # type: ignore[misc]
@@ -66,7 +69,7 @@ class InMemoryLM(TemplateLM):  # type: ignore[misc]
         super().__init__()
         self._subject = subject
         self._tokenizer: Any = subject.tokenizer
-        self._encoder = Encoder(subject.tokenizer)
+        self._encoder = subject.encoder or Encoder(subject.tokenizer)
         self._batch_size = batch_size
         self._max_generated_tokens = max_generated_tokens
         self._bar = bar
@@ -169,8 +172,13 @@ class InMemoryLM(TemplateLM):  # type: ignore[misc]
         chats = ([Message(role="user", content=question)] for question in questions)
         prompts = [self._encoder.encode_chat(chat) for chat in chats]
         rollout = self._subject.generate(prompts, settings)
-        texts = self._tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
-        return [_before(text, settings.stop_strings) for text in texts]
+        return answer_texts(
+            self._tokenizer,
+            prompts,
+            rollout.completions,
+            stop_strings=settings.stop_strings,
+            thought_marks=self._encoder.thought_marks,
+        )
 
     def _batches(self, indices: Sequence[int]) -> Iterator[Sequence[int]]:
         for start in range(0, len(indices), self._batch_size):
@@ -188,9 +196,3 @@ def _likelihood(logprobs: Tensor, tokens: Tensor) -> tuple[float, bool]:
     """Summed log-probability of tokens, (T, V) and (T,), and whether each is the likeliest."""
     total = logprobs.gather(1, tokens[:, None]).sum()
     return float(total), bool((logprobs.argmax(-1) == tokens).all())
-
-
-def _before(text: str, stop_strings: Sequence[str]) -> str:
-    for stop in stop_strings:
-        text = text.partition(stop)[0]
-    return text
