@@ -26,7 +26,6 @@ ANSWERS = {
     "contains": ["New York", "NYC"],
     "token_f1": "the red fox",
     "final_answer": "maybe",
-    "tagged_answer": "bread",
     "final_number": "He has 3 + 4 = 7. #### 7",
     "squad_exact_match": "February 16, 2002.",
     "squad_f1": ["New York", "NYC"],
@@ -38,7 +37,6 @@ RIGHT = {
     "published_action_input": CALL,
     "published_multiple_choice": "<answer>B</answer>",
     "accepted_calls": CALL,
-    "tagged_answer": "All bread is baked. [topic: bread]",
     "json_equal": '{"a": {"b": [1, "c"]}}',
     "tagged_answer": "Pour hot water over the tea. [topic: tea]",
 }
