@@ -1,4 +1,4 @@
-"""Modes that a block of code runs in: evaluation mode, and grouped attention heads on a CPU."""
+"""Modes that a block runs in: evaluation mode, grouped heads on a CPU, weights cast only once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 GROUPED_HEADS = "TRANSFORMERS_SDPA_FORCE_GQA"
 
@@ -43,3 +44,31 @@ def grouped_heads(device: torch.device) -> Iterator[None]:
         yield
     finally:
         del os.environ[GROUPED_HEADS]
+
+
+@contextmanager
+def weights_as_autocast(model: nn.Module) -> Iterator[None]:
+    """Run a block with linear weights already in autocast's type, where autocast is on.
+
+    Lightning's bf16-mixed has every pass cast every weight anew. The products are the same, since
+    they are of the cast weights either way. For passes without gradient; weights that FSDP2 holds
+    are left to it.
+    """
+    device = next(model.parameters()).device.type
+    layers = [each for each in model.modules() if isinstance(each, nn.Linear)]
+    if not torch.is_autocast_enabled(device) or any(
+        isinstance(each, FSDPModule) for each in model.modules()
+    ):
+        yield
+        return
+    dtype, before = torch.get_autocast_dtype(device), [dict(each._parameters) for each in layers]
+    for layer in layers:
+        for name, parameter in layer._parameters.items():
+            if parameter is not None and parameter.dtype == torch.float32:
+                cast = nn.Parameter(parameter.detach().to(dtype), requires_grad=False)
+                layer._parameters[name] = cast
+    try:
+        yield
+    finally:
+        for layer, parameters in zip(layers, before, strict=True):
+            layer._parameters.update(parameters)

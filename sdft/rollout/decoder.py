@@ -30,7 +30,8 @@ class Decoding:
 
     A pass reads, for every active row, its last drawn token and a draft of what follows, padded
     on the right to the longest. Columns of the cache that hold rejected drafts or padding are
-    masked, and dropped where no row needs them.
+    masked, and dropped where no row needs them. What is read and masked is decided in host memory:
+    a pass on a GPU is waited for once, when its draws are read.
 
     Args:
         model: Causal language model.
@@ -67,7 +68,7 @@ class Decoding:
     def prefill(self) -> Tensor:
         """Read the prompts and the first drafts; (M, V) logits, see :meth:`append`.
 
-        ``read_rows`` and ``read_offsets``, both (M,), then say which token of which completion
+        ``read_rows`` and ``read_offsets``, both M long, then say which token of which completion
         each of them predicts.
         """
         groups = self._prefill_groups()
@@ -80,7 +81,8 @@ class Decoding:
         width = max(mask.shape[1] for mask in masks)
         self._mask = torch.cat([F.pad(mask, (width - mask.shape[1], 0)) for mask in masks])
         self._cache = joined(caches)
-        return self._asked(torch.cat(logits))
+        (asked,) = sent(self._device, self._asked())
+        return torch.cat(logits).flatten(0, 1)[asked]
 
     def step(self) -> Tensor:
         """Read each active row's last token and its draft; (M, V) logits."""
@@ -90,9 +92,12 @@ class Decoding:
             for row, draft in zip(self.active, self._proposed, strict=True)
         ]
         read = [len(self._prompts[row]) + len(self._completions[row]) - 1 for row in self.active]
-        positions = self._tensor(read)[:, None] + torch.arange(len(ids[0]), device=self._device)
-        self._mask = torch.cat([self._mask, self._mask.new_ones(positions.shape)], dim=1)
-        return self._asked(self._read(self._tensor(ids), positions, self._mask, self._cache))
+        positions = torch.tensor(read)[:, None] + torch.arange(len(ids[0]))
+        self._mask = F.pad(self._mask, (0, len(ids[0])), value=True)
+        asked = self._asked()
+        logits, there = self._read(torch.tensor(ids), positions, self._mask, self._cache, asked)
+        logits = logits.flatten(0, 1)
+        return logits if len(asked) == len(logits) else logits[there]
 
     def append(self, tokens: Tensor, logprobs: Tensor) -> None:
         """Keep each row's draws up to the first that differs from its draft.
@@ -102,7 +107,8 @@ class Decoding:
                 for every active row, one after its last token and one after each drafted token.
             logprobs: (M,) their log-probabilities.
         """
-        draws = list(zip(tokens.tolist(), logprobs.tolist(), strict=True))
+        both: list[list[float]] = torch.stack([tokens.double(), logprobs.double()], 1).tolist()
+        draws = [(int(token), logprob) for token, logprob in both]  # on a GPU, one wait for both
         start, kept = 0, []
         for row, draft in zip(self.active, self._proposed, strict=True):
             kept.append(self._extend(row, draft, draws[start : start + len(draft) + 1]))
@@ -180,40 +186,70 @@ class Decoding:
             + [*prompt, *drafts[row], *[0] * (self._num_drafted - len(drafts[row]))]
             for row, prompt in zip(rows, prompts, strict=True)
         ]
-        pad = self._tensor([width - len(prompt) for prompt in prompts])[:, None]
-        columns = torch.arange(width + self._num_drafted, device=self._device)
-        mask = columns >= pad
+        pad = torch.tensor([width - len(prompt) for prompt in prompts])[:, None]
+        columns = torch.arange(width + self._num_drafted)
+        mask, positions = columns >= pad, (columns - pad).clamp(min=0)
         cache = growing_cache(self._model.config)
-        return self._read(self._tensor(ids), (columns - pad).clamp(min=0), mask, cache), mask, cache
+        logits, _ = self._read(torch.tensor(ids), positions, mask, cache)
+        return logits, mask, cache
 
-    def _read(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
-        """Logits behind the last token known and behind every drafted one, (rows, n + 1, V)."""
+    def _read(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        cache: DynamicCache,
+        asked: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Logits behind the last token known and behind every drafted one, (rows, n + 1, V).
+
+        Arguments are in host memory; they are sent at once, with what is asked of the logits.
+        """
+        asked = torch.empty(0, dtype=torch.long) if asked is None else asked
+        masked = not mask.all()
+        parts = (ids, positions, asked, mask.long() if masked else mask[:0].long())
+        ids, positions, asked, there = sent(self._device, *parts)
         logits: Tensor = self._model(
             input_ids=ids,
-            attention_mask=None if mask.all() else mask.long(),
+            attention_mask=self._attention_mask(there, ids.shape[1]) if masked else None,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=self._num_drafted + 1,
         ).logits
-        return logits
+        return logits, asked
 
-    def _asked(self, logits: Tensor) -> Tensor:
-        """Of the logits of all active rows those that no padding stands for; (M, V)."""
-        lengths = self._tensor([len(draft) for draft in self._proposed])
-        ahead = torch.arange(self._num_drafted + 1, device=self._device)
-        asked = ahead <= lengths[:, None]
-        drawn = self._tensor([len(self._completions[row]) for row in self.active])
-        self.read_rows = self._tensor(self.active)[:, None].expand(asked.shape)[asked]
-        self.read_offsets = (drawn[:, None] + ahead)[asked]
-        return logits.flatten(0, 1) if asked.all() else logits[asked]
+    def _attention_mask(self, mask: Tensor, num_read: int) -> Tensor:
+        """The mask in the form in which transformers reads it without waiting for its values.
+
+        Given (rows, L), it asks a GPU whether anything is masked at all. Given (rows, 1, n, L), it
+        takes that for the mask of every layer, which sliding windows rule out.
+        """
+        plain = _can_drop_columns(growing_cache(self._model.config))
+        if not plain or self._model.config._attn_implementation != "sdpa":
+            return mask
+        columns = torch.arange(mask.shape[1], device=mask.device)
+        causal = columns <= columns[mask.shape[1] - num_read :, None]
+        return mask.bool()[:, None, None] & causal
+
+    def _asked(self) -> Tensor:
+        """Of the logits of all active rows those that no padding stands for: (M,) indices."""
+        width = self._num_drafted + 1
+        asked = [
+            (index, row, ahead)
+            for index, (row, draft) in enumerate(zip(self.active, self._proposed, strict=True))
+            for ahead in range(len(draft) + 1)
+        ]
+        self.read_rows = [row for _, row, _ in asked]
+        self.read_offsets = [len(self._completions[row]) + ahead for _, row, ahead in asked]
+        return torch.tensor([index * width + ahead for index, _, ahead in asked])
 
     def _forget_rejected(self, confirmed: list[int]) -> None:
         """Mask the drafted columns that were not confirmed; drop those no row needs."""
         if not self._num_drafted:
             return
-        columns = torch.arange(self._num_drafted, device=self._device)
-        self._mask[:, -self._num_drafted :] = columns < self._tensor(confirmed)[:, None]
+        columns = torch.arange(self._num_drafted)
+        self._mask[:, -self._num_drafted :] = columns < torch.tensor(confirmed)[:, None]
         surplus = self._num_drafted - max(confirmed)
         if surplus:
             self._cache.crop(-surplus)
@@ -226,8 +262,8 @@ class Decoding:
             if not self._ended[row] and self._room(row)
         ]
         if 0 < len(keep) < len(self.active):
-            rows = self._tensor(keep)
-            self._mask = self._mask.index_select(0, rows)
+            self._mask = self._mask[keep]
+            (rows,) = sent(self._device, torch.tensor(keep))
             self._cache.batch_select_indices(rows)
             self._drop_unread_columns()
         self.active = [self.active[index] for index in keep]
@@ -238,12 +274,22 @@ class Decoding:
         if read.all() or not _can_drop_columns(self._cache):
             return
         self._mask = self._mask[:, read]
+        (columns,) = sent(self._device, read.nonzero()[:, 0])
         layers: list[Any] = self._cache.layers
         for layer in layers:
-            layer.keys, layer.values = layer.keys[:, :, read], layer.values[:, :, read]
+            layer.keys, layer.values = layer.keys[:, :, columns], layer.values[:, :, columns]
 
-    def _tensor(self, values: list[int] | list[list[int]]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self._device)
+
+def sent(device: torch.device, *parts: Tensor) -> list[Tensor]:
+    """Integers in host memory, brought to a device in one piece and without waiting."""
+    flat = torch.cat([part.flatten() for part in parts])
+    if torch.cuda.is_available():
+        flat = flat.pin_memory()
+    there, pieces, start = flat.to(device, non_blocking=True), [], 0
+    for part in parts:
+        pieces.append(there[start : start + part.numel()].view(part.shape))
+        start += part.numel()
+    return pieces
 
 
 def _places(draft: TokenIds) -> dict[int, list[int]]:

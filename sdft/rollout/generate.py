@@ -18,7 +18,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from sdft.model.modes import evaluation_mode
+from sdft.model.modes import evaluation_mode, weights_as_autocast
 from sdft.model.sharding import gathered_weights
 from sdft.rollout.request import RolloutRequest, SamplingSettings
 from sdft.rollout.sampling import draw
@@ -63,10 +63,11 @@ def generate(
     """
     prompts, settings, ending = request.prompts, request.settings, request.ending
     width = max(map(len, prompts))
-    choice = _Choice(settings, request.noise(model.device))
+    noise = request.noise()
     decode: Any = model.generate  # a mixin of the model's own class
-    modes = evaluation_mode(model), neutral_generation_config(model)
-    with gathered_weights(model), torch.inference_mode(), modes[0], modes[1]:
+    modes = evaluation_mode(model), neutral_generation_config(model), weights_as_autocast(model)
+    with gathered_weights(model), torch.inference_mode(), modes[0], modes[1], modes[2]:
+        choice = _Choice(settings, None if noise is None else noise.to(model.device))
         ids = decode(
             **_left_padded(prompts, width, model.device),
             generation_config=GenerationConfig(  # type: ignore[no-untyped-call]

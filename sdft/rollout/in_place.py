@@ -25,7 +25,7 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel
 
-from sdft.model.modes import evaluation_mode, grouped_heads
+from sdft.model.modes import evaluation_mode, grouped_heads, weights_as_autocast
 from sdft.model.sharding import gathered_weights, is_sharded
 from sdft.rollout.decoder import Decoding
 from sdft.rollout.generate import generate
@@ -35,6 +35,7 @@ from sdft.rollout.self_check import CheckedDecoder
 from sdft.types import Rollout, TokenIds
 
 DTYPES = ("float32", "bfloat16")
+CPU_CACHE_TOKENS = 65536
 
 
 def sample(model: PreTrainedModel, request: RolloutRequest) -> Rollout:
@@ -47,18 +48,22 @@ def sample(model: PreTrainedModel, request: RolloutRequest) -> Rollout:
     Returns:
         B completions in the order of the prompts.
     """
-    prompts, settings, noise = request.prompts, request.settings, request.noise(model.device)
+    prompts, settings, noise = request.prompts, request.settings, request.noise()
     drafts = request.drafts or [[]] * len(prompts)
     decoding = Decoding(model, prompts, drafts, settings.max_new_tokens, request.ending)
     with (
         gathered_weights(model),
         torch.inference_mode(),
+        weights_as_autocast(model),
         evaluation_mode(model),
         grouped_heads(model.device),
     ):
         logits = decoding.prefill()
         while True:
-            chosen = None if noise is None else noise[decoding.read_rows, decoding.read_offsets]
+            chosen = None
+            if noise is not None:
+                here = noise[decoding.read_rows, decoding.read_offsets]
+                chosen = here.to(model.device, non_blocking=True)
             decoding.append(*draw(logits, settings, chosen))
             if not decoding.active:
                 break
@@ -79,7 +84,8 @@ class InPlaceEngine:
             corrects. Greedy completions, as evaluation asks for, are always float32.
         max_cache_tokens: Prompts and completions, padding included, that are decoded together:
             a bound of the key-value cache. Longer requests are decoded in parts, prompts of
-            similar length together. Completions do not depend on it.
+            similar length together. Completions do not depend on it. null: 65,536 on a CPU, where
+            larger batches gain nothing, and no bound on a GPU.
 
     Raises:
         ValueError: A value is out of range, or the device does not compute in bfloat16.
@@ -87,7 +93,7 @@ class InPlaceEngine:
 
     prepared = staticmethod(gathered_weights)
 
-    def __init__(self, dtype: str = "float32", max_cache_tokens: int = 65536) -> None:
+    def __init__(self, dtype: str = "float32", max_cache_tokens: int | None = None) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"dtype of in_place is {dtype}; it must be {' or '.join(DTYPES)}")
         if dtype == "bfloat16" and not computes_in_bfloat16():
@@ -95,7 +101,7 @@ class InPlaceEngine:
                 "dtype of in_place is bfloat16, in which this machine does not compute; set it "
                 "to float32"
             )
-        if max_cache_tokens < 1:
+        if max_cache_tokens is not None and max_cache_tokens < 1:
             raise ValueError(f"max_cache_tokens is {max_cache_tokens}; it must be at least 1")
         self.dtype = dtype
         self.max_cache_tokens = max_cache_tokens
@@ -114,7 +120,8 @@ class InPlaceEngine:
         if is_sharded(model):  # every call is a collective, so all ranks make one
             return self._decode(model, request)
         lengths = [len(prompt) + request.settings.max_new_tokens for prompt in request.prompts]
-        parts = list(_parts(lengths, self.max_cache_tokens))
+        budget = self.max_cache_tokens or (CPU_CACHE_TOKENS if model.device.type == "cpu" else None)
+        parts = list(_parts(lengths, budget or sum(lengths) * len(lengths)))
         if len(parts) == 1:
             return self._decode(model, request)
         return _joined([(part, self._decode(model, _rows(request, part))) for part in parts])

@@ -28,7 +28,12 @@ class GrowingLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """All keys and values, (B, H, L + n, D) each, of new ones of shape (B, H, n, D)."""
+        """All keys and values, (B, H, L + n, D) each, of new ones of shape (B, H, n, D).
+
+        Under autocast keys come in float32, from the rotary embedding, and values in bfloat16;
+        attention casts both. They are held in the narrower type.
+        """
+        key_states = key_states.to(value_states.dtype)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]

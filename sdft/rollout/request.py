@@ -90,7 +90,7 @@ class RolloutRequest:
         """Where a completion ends."""
         return Ending(self.end_ids, self.settings.stop_strings, self.decode)
 
-    def noise(self, device: torch.device) -> Tensor | None:
+    def noise(self) -> Tensor | None:
         """(B, T) numbers in [0, 1), one for every token a rollout may have; None when greedy."""
         if self.settings.temperature == 0:
             return None
@@ -102,4 +102,4 @@ class RolloutRequest:
             )
             for seed in self.seeds or ()
         ]
-        return torch.stack(rows).to(device)
+        return torch.stack(rows)
