@@ -70,7 +70,8 @@ class DriftTracker(L.Callback):
         found = {}
         for task in data.tasks:
             batch = data.reader.evaluation_batch(task, task.validation[: self.num_prompts])
-            found[task.name] = measure(pl_module, self._base, batch.prompts)
+            with trainer.precision_plugin.val_step_context():
+                found[task.name] = measure(pl_module, self._base, batch.prompts)
         row = {"stage": stage, "after": data.plan.tasks[stage - 1] if stage else None}
         row |= {"global_step": trainer.global_step, "tasks": found}
         self.rows = [earlier for earlier in self.rows if earlier["stage"] < stage] + [row]

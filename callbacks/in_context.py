@@ -96,7 +96,9 @@ class InContextCheck(L.Callback):
 
     def _check(self, trainer: L.Trainer, module: Any, task: Task) -> dict[str, Any]:
         batch = trainer.datamodule.reader.train_batch(task.train[: self.num_rows])
-        found = {"task": task.name, "num_rows": len(batch), **compare(module, batch, task)}
+        with trainer.precision_plugin.val_step_context():
+            found = compare(module, batch, task)
+        found = {"task": task.name, "num_rows": len(batch), **found}
         if trainer.is_global_zero:  # above a progress bar, where there is one
             tqdm.write("\n".join(filter(None, [in_words(found), advice(found)])))
         return found

@@ -62,7 +62,8 @@ class OpeningRates(L.Callback):
         beginnings = replace(pl_module.sampling, max_new_tokens=self._watched.max_tokens)
         seeds = pl_module.rollout_seeds(len(batch), Stream.TEACHER_PREAMBLES)
         prompts = pl_module.read_by_teacher(batch)
-        with pl_module.teacher.scoring(pl_module.student) as teacher:
+        precision = trainer.precision_plugin.train_step_context()
+        with precision, pl_module.teacher.scoring(pl_module.student) as teacher:
             rollout = pl_module.generate(prompts, beginnings, seeds=seeds, model=teacher)
         rate = self._watched.rate(rollout.completions)
         pl_module.log("train/preamble_rate_teacher", rate, batch_size=len(batch))

@@ -51,7 +51,8 @@ class TeacherSamples(ContinualModule):
     def draw_samples(self) -> dict[RowKey, TokenIds]:
         """A completion for every row the stage will read."""
         samples: dict[RowKey, TokenIds] = {}
-        with self.sampling_teacher() as model, self.prepared(model):
+        precision = self.trainer.precision_plugin.train_step_context()
+        with precision, self.sampling_teacher() as model, self.prepared(model):
             for batch in self.trainer.datamodule.train_dataloader():
                 new = [place for place, key in enumerate(keys(batch)) if key not in samples]
                 if new:  # not every rank has new rows in every batch

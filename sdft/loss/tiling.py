@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from sdft.loss.divergences import Divergence, widened
 from sdft.model.head import VocabularyHead
+from sdft.model.running_sum import running_sum
 
 MIB = 1 << 20
 TILE_BYTES = {"cpu": 16 * MIB, "cuda": 128 * MIB}
@@ -225,7 +226,7 @@ class _Sweep:
         assert self.job.sequence_ends is not None
         weighted = (self.values[rows] * self.weights[rows]).double()
         following = self.weighted_from[rows.stop]
-        self.weighted_from[rows] = weighted.flip(0).cumsum(0).flip(0) + following
+        self.weighted_from[rows] = running_sum(weighted.flip(0)).flip(0) + following
         after = self.weighted_from[rows.start + 1 : rows.stop + 1]
         later = (after - self.weighted_from[self.job.sequence_ends[rows]]).to(gradient.dtype)
         later = later.unsqueeze(-1)

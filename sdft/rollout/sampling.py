@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sdft.model.running_sum import running_sum
 from sdft.rollout.request import RolloutRequest, SamplingSettings
 from sdft.types import Rollout, TokenIds
 
@@ -31,7 +32,7 @@ def draw(logits: Tensor, settings: SamplingSettings, noise: Tensor | None) -> tu
     logits = _truncate(logits / settings.temperature, settings)
     logits -= logits.amax(-1, keepdim=True)
     # Summed in float64, so that tokens of the smallest probability keep theirs.
-    cumulative = logits.exp().cumsum(-1, dtype=torch.float64)
+    cumulative = running_sum(logits.exp().double())
     total = cumulative[:, -1:]
     tokens = torch.searchsorted(cumulative, noise.to(total)[:, None] * total, right=True)
     tokens.clamp_(max=logits.shape[-1] - 1)
@@ -47,7 +48,7 @@ def _truncate(logits: Tensor, settings: SamplingSettings) -> Tensor:
         ordered, order = logits.sort(dim=-1, descending=True)
         probabilities = ordered.softmax(-1)
         # A token stays while the probability before it has not reached top_p.
-        banned = probabilities.cumsum(-1) - probabilities >= settings.top_p
+        banned = running_sum(probabilities) - probabilities >= settings.top_p
         logits = logits.masked_fill(banned.scatter(1, order, banned), -torch.inf)
     if settings.min_p > 0:
         threshold = logits.amax(-1, keepdim=True) + math.log(settings.min_p)

@@ -1,0 +1,33 @@
+"""Running sums that a GPU may also take where results must repeat bit by bit."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK = 512
+
+
+def running_sum(values: Tensor) -> Tensor:
+    """Sums of the values up to and including each, along the last dimension: (..., N).
+
+    PyTorch's ``cumsum`` of floats adds in an order of the moment on a GPU, so it is an error under
+    ``use_deterministic_algorithms`` (Lightning's ``deterministic: true``). There, sums are taken by
+    products with a triangle of ones, in blocks.
+    """
+    if values.device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
+        return values.cumsum(-1)
+    return blockwise_sum(values)
+
+
+def blockwise_sum(values: Tensor) -> Tensor:
+    """:func:`running_sum` without ``cumsum``; on a GPU cuBLAS needs CUBLAS_WORKSPACE_CONFIG."""
+    size = values.shape[-1]
+    if size <= BLOCK:
+        upper = torch.ones(size, size, dtype=values.dtype, device=values.device).triu()
+        return values @ upper
+    blocks = F.pad(values, (0, -size % BLOCK)).unflatten(-1, (-1, BLOCK))
+    inside = blockwise_sum(blocks)
+    before = blockwise_sum(inside[..., -1]) - inside[..., -1]
+    return (inside + before.unsqueeze(-1)).flatten(-2)[..., :size].contiguous()
