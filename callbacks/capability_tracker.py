@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.trainer.states import TrainerFn
 
-from callbacks.run_loggers import log_stage
-from sdft.evaluation.capabilities.capability_record import (
-    CapabilityRow,
-    capability_record,
-    capability_row,
-)
+from callbacks.stage_recorder import StageRecorder, stage_under_evaluation
+from sdft.evaluation.capabilities.capability_record import capability_record, capability_row
 from sdft.evaluation.capabilities.suites import Suite, get_suite
 from sdft.model.sharding import gathered_weights
-from sdft.runs.files import write_json_atomically
 
 PRIOR = ("hellaswag", "truthfulqa_mc1", "mmlu", "ifeval", "winogrande")
 
 
-class CapabilityTracker(L.Callback):
+class CapabilityTracker(StageRecorder):
     """Measures general benchmarks before training and after each stage.
 
     They run through lm-evaluation-harness (``requirements-evaluation.txt``) on the weights in
@@ -48,6 +43,8 @@ class CapabilityTracker(L.Callback):
         FileNotFoundError: A suite has no local rows.
     """
 
+    file = "capabilities.json"
+
     def __init__(
         self,
         suites: list[str] | None = None,
@@ -58,6 +55,7 @@ class CapabilityTracker(L.Callback):
         every_stage: bool = True,
         run_code: bool = False,
     ) -> None:
+        super().__init__()
         _check_positive(
             num_rows=num_rows, batch_size=batch_size, max_generated_tokens=max_generated_tokens
         )
@@ -67,30 +65,28 @@ class CapabilityTracker(L.Callback):
         self.num_rows = num_rows
         self.every_stage = every_stage
         self.limits = {"batch_size": batch_size, "max_generated_tokens": max_generated_tokens}
-        self.rows: list[CapabilityRow] = []
         self._tasks = _load_tasks(self.suites, folder, num_rows)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The rows measured so far."""
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint's rows."""
-        self.rows = list(state_dict["rows"])
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the row, replacing it and all later ones if it was measured before."""
-        stage = trainer.datamodule.num_stages_done
-        if trainer.state.fn != TrainerFn.VALIDATING or stage is None:
+        stage = stage_under_evaluation(trainer)
+        if stage is None:
             return
         tasks = trainer.datamodule.plan.tasks
         if 0 < stage < len(tasks) and not self.every_stage:
             return
         measured = self._measure(trainer, pl_module)
         row = capability_row(tasks, stage, trainer.global_step, self.suites, *measured)
-        self.rows = [earlier for earlier in self.rows if earlier["stage"] < stage] + [row]
-        if trainer.is_global_zero:
-            self._publish(trainer, row)
+        self.add_row(trainer, pl_module, row)
+
+    def record(self, module: Any, rows: Sequence[Any]) -> dict[str, Any]:
+        """The content of ``capabilities.json``."""
+        return capability_record(self.suites, self.source, self.num_rows, rows)
+
+    def scalars(self, module: Any, rows: Sequence[Any]) -> dict[str, float]:
+        """The last row's scores and their mean."""
+        scores = {**rows[-1]["scores"], "average": rows[-1]["average"]}
+        return {f"capability/{name}": value for name, value in scores.items()}
 
     def _measure(self, trainer: L.Trainer, module: L.LightningModule) -> tuple[Any, Any]:
         from sdft.evaluation.capabilities.harness import Subject, measure
@@ -104,13 +100,6 @@ class CapabilityTracker(L.Callback):
         )
         with trainer.precision_plugin.val_step_context(), gathered_weights(module.student):
             return measure(self._tasks, self.suites, subject, num_rows=self.num_rows, **self.limits)
-
-    def _publish(self, trainer: L.Trainer, row: CapabilityRow) -> None:
-        record = capability_record(self.suites, self.source, self.num_rows, self.rows)
-        write_json_atomically(Path(trainer.default_root_dir) / "capabilities.json", record)
-        scores = {**row["scores"], "average": row["average"]}
-        scalars = {f"capability/{name}": value for name, value in scores.items()}
-        log_stage(trainer, scalars, row["stage"], row["global_step"])
 
 
 def _load_tasks(suites: list[Suite], folder: str | None, num_rows: int | None) -> dict[str, Any]:

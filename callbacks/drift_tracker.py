@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 
-from callbacks.stage_recorder import publish
+from callbacks.stage_recorder import StageRecorder, labelled, stage_under_evaluation
 from sdft.loss.hidden_states import LossPositions
 from sdft.loss.probes import kl_and_entropy
 from sdft.model.modes import evaluation_mode
@@ -26,7 +26,7 @@ DEFINITIONS = {
 }
 
 
-class DriftTracker(L.Callback):
+class DriftTracker(StageRecorder):
     """Samples from the student before training and after each stage, on fixed prompts.
 
     The prompts are every task's first validation rows; the noise is the same at every stage.
@@ -41,20 +41,14 @@ class DriftTracker(L.Callback):
         ValueError: ``num_prompts`` is negative.
     """
 
+    file = "drift.json"
+
     def __init__(self, num_prompts: int = 0) -> None:
         if num_prompts < 0:
             raise ValueError(f"drift.num_prompts is {num_prompts}; it must be 0 or more")
+        super().__init__()
         self.num_prompts = num_prompts
-        self.rows: list[dict[str, Any]] = []
         self._base: Teacher | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """The rows so far."""
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint's rows."""
-        self.rows = list(state_dict["rows"])
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Hold on to the base model, before any training and before a checkpoint is read."""
@@ -63,9 +57,8 @@ class DriftTracker(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the row, replacing it and all later ones if it was measured before."""
-        data = trainer.datamodule
-        stage = data.num_stages_done
-        if self._base is None or stage is None or trainer.state.fn != TrainerFn.VALIDATING:
+        data, stage = trainer.datamodule, stage_under_evaluation(trainer)
+        if self._base is None or stage is None:
             return
         found = {}
         for task in data.tasks:
@@ -74,15 +67,19 @@ class DriftTracker(L.Callback):
                 found[task.name] = measure(pl_module, self._base, batch.prompts)
         row = {"stage": stage, "after": data.plan.tasks[stage - 1] if stage else None}
         row |= {"global_step": trainer.global_step, "tasks": found}
-        self.rows = [earlier for earlier in self.rows if earlier["stage"] < stage] + [row]
-        record = {"method": pl_module.method_name, "model": pl_module.model_name}
-        record |= {"rows": self.rows, "definitions": DEFINITIONS}
-        scalars = {
+        self.add_row(trainer, pl_module, row)
+
+    def record(self, module: Any, rows: Sequence[Any]) -> dict[str, Any]:
+        """The content of ``drift.json``."""
+        return labelled(module, rows, DEFINITIONS)
+
+    def scalars(self, module: Any, rows: Sequence[Any]) -> dict[str, float]:
+        """The last row's numbers, by task."""
+        return {
             f"drift/{name}/{task}": numbers[name]
-            for task, numbers in found.items()
+            for task, numbers in rows[-1]["tasks"].items()
             for name in DEFINITIONS
         }
-        publish(trainer, "drift.json", record, scalars, num_stages_done=stage)
 
 
 @torch.no_grad()

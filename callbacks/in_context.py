@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 
-from callbacks.stage_recorder import publish
+from callbacks.stage_recorder import StageRecorder, labelled
 from sdft.loss.hidden_states import LossPositions
 from sdft.loss.probes import kl_and_entropy
 from sdft.model.head import VocabularyHead
@@ -38,7 +38,7 @@ class SelfTaught(Protocol):
     teacher_head: VocabularyHead
 
 
-class InContextCheck(L.Callback):
+class InContextCheck(StageRecorder):
     """Compares teacher and student on the coming stage's task before it is trained.
 
     The rows are the task's first training rows, with the prompts that training will use; the
@@ -55,19 +55,13 @@ class InContextCheck(L.Callback):
         ValueError: ``num_rows`` is negative.
     """
 
+    file = "in_context.json"
+
     def __init__(self, num_rows: int = 0) -> None:
         if num_rows < 0:
             raise ValueError(f"in_context.num_rows is {num_rows}; it must be 0 or more")
+        super().__init__()
         self.num_rows = num_rows
-        self.stages: list[dict[str, Any]] = []
-
-    def state_dict(self) -> dict[str, Any]:
-        """The checks so far."""
-        return {"stages": self.stages}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint's checks."""
-        self.stages = list(state_dict["stages"])
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any
@@ -78,11 +72,15 @@ class InContextCheck(L.Callback):
             return
         found = self._check(trainer, pl_module, data.tasks[stage])
         entry = {"stage": stage, "global_step": trainer.global_step, **found}
-        self.stages = [earlier for earlier in self.stages if earlier["stage"] < stage] + [entry]
-        record = {"method": pl_module.method_name, "model": pl_module.model_name}
-        record |= {"stages": self.stages, "definitions": DEFINITIONS}
-        scalars = {f"in_context/{name}": found[name] for name in DEFINITIONS}
-        publish(trainer, "in_context.json", record, scalars, num_stages_done=stage)
+        self.add_row(trainer, pl_module, entry)
+
+    def record(self, module: Any, rows: Sequence[Any]) -> dict[str, Any]:
+        """The content of ``in_context.json``."""
+        return labelled(module, rows, DEFINITIONS)
+
+    def scalars(self, module: Any, rows: Sequence[Any]) -> dict[str, float]:
+        """The last row's numbers."""
+        return {f"in_context/{name}": rows[-1][name] for name in DEFINITIONS}
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Outside of a sequence: every task."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.trainer.states import TrainerFn
 
-from callbacks.run_loggers import log_figure, log_stage
+from callbacks.run_loggers import log_figure
+from callbacks.stage_recorder import StageRecorder, stage_under_evaluation
 from sdft.evaluation.figures import accuracy_heatmap, forgetting_curves, png_bytes, retention_figure
 from sdft.evaluation.retention_record import (
     HeldOutScores,
@@ -46,7 +47,7 @@ class NamedMethod(Protocol):
     model_name: str
 
 
-class RetentionTracker(L.Callback):
+class RetentionTracker(StageRecorder):
     """Collects every task's accuracy before training and after each stage.
 
     Each evaluation of the sequence (``trainer.validate``) adds a row to the accuracy matrix. The
@@ -56,19 +57,17 @@ class RetentionTracker(L.Callback):
     the files. Evaluations outside a sequence are left alone: they cannot overwrite a run's results.
     """
 
+    file = "retention.json"
+
     def __init__(self) -> None:
-        self.rows: list[StageRow] = []
+        super().__init__()
         self.test: HeldOutScores | None = None
         self._tasks: tuple[str, ...] = ()
         self._log_dirs_with_layout: set[str] = set()
 
-    def state_dict(self) -> dict[str, Any]:
-        """The rows measured so far."""
-        return {"rows": self.rows}
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint's rows."""
-        self.rows = list(state_dict["rows"])
+        """Continue from a checkpoint's rows."""
+        super().load_state_dict(state_dict)
         self.test = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -86,16 +85,17 @@ class RetentionTracker(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the row, replacing it and all later ones if it was measured before."""
-        stage = trainer.datamodule.num_stages_done
-        if trainer.state.fn != TrainerFn.VALIDATING or stage is None:
+        stage = stage_under_evaluation(trainer)
+        if stage is None:
             return
         accuracy = self._published(trainer, "accuracy")
-        row = stage_row(self._tasks, stage, trainer.global_step, accuracy)
-        self.rows = [earlier for earlier in self.rows if earlier["stage"] < stage] + [row]
         self.test = None
-        self._record(pl_module)  # on every rank, so that wrong rows end all of them
         if trainer.is_global_zero:
-            self._publish(trainer, pl_module)
+            self._write_layouts(trainer)
+        row = stage_row(self._tasks, stage, trainer.global_step, accuracy)
+        self.add_row(trainer, pl_module, row)
+        if trainer.is_global_zero:
+            self._draw(trainer, pl_module)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the accuracies on the test rows to ``retention.json``."""
@@ -107,7 +107,7 @@ class RetentionTracker(L.Callback):
             "global_step": trainer.global_step,
         }
         if trainer.is_global_zero:
-            write_json_atomically(_json_path(trainer), self._record(pl_module))
+            write_json_atomically(_json_path(trainer), self.record(pl_module, self.rows))
 
     def table(self) -> str:
         """The accuracy matrix as text, with the test rows once they were scored."""
@@ -123,28 +123,34 @@ class RetentionTracker(L.Callback):
             )
         return {task: None if value is None else float(value) for task, value in logged.items()}
 
-    def _record(self, module: NamedMethod, num_rows: int | None = None) -> RetentionRecord:
-        rows = self.rows[:num_rows]
+    def record(self, module: NamedMethod, rows: Sequence[StageRow]) -> RetentionRecord:
+        """The content of ``retention.json``."""
         return retention_record(module.method_name, module.model_name, self._tasks, rows, self.test)
 
-    def _publish(self, trainer: L.Trainer, module: NamedMethod) -> None:
-        path = _json_path(trainer)
-        # A run directory without the file has seen none of the rows that a checkpoint brought.
-        first = len(self.rows) - 1 if path.exists() else 0
+    def scalars(self, module: NamedMethod, rows: Sequence[StageRow]) -> dict[str, float]:
+        """The last row and what follows from it; nothing where nothing was measured."""
+        record = self.record(module, rows)
+        scalars = {
+            **{f"accuracy/{task}": value for task, value in rows[-1]["accuracy"].items()},
+            **{f"forgetting/{task}": value for task, value in record["forgetting"].items()},
+            "retention/average_accuracy": record["average_accuracy"],
+            "retention/backward_transfer": record["backward_transfer"],
+            "retention/forward_transfer": record["forward_transfer"],
+        }
+        return {tag: value for tag, value in scalars.items() if value is not None}
+
+    def _draw(self, trainer: L.Trainer, module: NamedMethod) -> None:
         matrix = matrix_from_rows(self._tasks, self.rows)
         figure = png_bytes(retention_figure(self._tasks, matrix, _title(trainer, module)))
-        write_json_atomically(path, self._record(module))
-        write_bytes_atomically(path.with_suffix(".png"), figure)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                self._write_layout(logger)
-        for num_rows in range(first + 1, len(self.rows) + 1):
-            row = self.rows[num_rows - 1]
-            scalars = _scalars(self._record(module, num_rows))
-            log_stage(trainer, scalars, row["stage"], row["global_step"])
+        write_bytes_atomically(_json_path(trainer).with_suffix(".png"), figure)
         place = (self.rows[-1]["stage"], self.rows[-1]["global_step"])
         log_figure(trainer, "retention/curves", forgetting_curves(self._tasks, matrix), *place)
         log_figure(trainer, "retention/matrix", accuracy_heatmap(self._tasks, matrix), *place)
+
+    def _write_layouts(self, trainer: L.Trainer) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                self._write_layout(logger)
 
     def _write_layout(self, logger: TensorBoardLogger) -> None:
         """Once for a log directory: charts that overlay all tasks."""
@@ -175,16 +181,3 @@ def _title(trainer: L.Trainer, module: NamedMethod) -> str:
     settings = [] if rate is None else [f"learning rate {rate:g}"]
     settings += [f"batch size {plan.batch_size}", f"seed {plan.seed}"]
     return ", ".join([module.method_name, module.model_name, *settings])
-
-
-def _scalars(record: RetentionRecord) -> dict[str, float]:
-    """The last row and what follows from it; nothing where nothing was measured."""
-    row = record["rows"][-1]
-    scalars = {
-        **{f"accuracy/{task}": value for task, value in row["accuracy"].items()},
-        **{f"forgetting/{task}": value for task, value in record["forgetting"].items()},
-        "retention/average_accuracy": record["average_accuracy"],
-        "retention/backward_transfer": record["backward_transfer"],
-        "retention/forward_transfer": record["forward_transfer"],
-    }
-    return {tag: value for tag, value in scalars.items() if value is not None}

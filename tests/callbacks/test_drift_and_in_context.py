@@ -53,7 +53,7 @@ def test_probes_leave_weights_rollouts_modes_and_noise_as_they_were(options, tmp
     weights, without = outcome("off")
     probes = (InContextCheck(num_rows=3), DriftTracker(num_prompts=2))
     probed, seen = outcome("on", *probes)
-    assert len(probes[0].stages) == 2
+    assert len(probes[0].rows) == 2
     assert len(probes[1].rows) == 3
     assert seen == without
     assert probed.keys() == weights.keys()
@@ -88,11 +88,11 @@ def test_the_check_asks_the_coming_stages_rows_as_training_does(tmp_path):
         for parameter in module.teacher.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     train(module, tmp_path, check)
-    assert [entry["task"] for entry in check.stages] == ["one", "two"]
-    assert [entry["global_step"] for entry in check.stages] == [0, 3]
-    found = [entry["kl_teacher_student"] for entry in check.stages]
+    assert [entry["task"] for entry in check.rows] == ["one", "two"]
+    assert [entry["global_step"] for entry in check.rows] == [0, 3]
+    found = [entry["kl_teacher_student"] for entry in check.rows]
     assert found == pytest.approx(module.references, rel=1e-3)
-    assert json.loads((tmp_path / "in_context.json").read_text())["stages"] == check.stages
+    assert json.loads((tmp_path / "in_context.json").read_text())["rows"] == check.rows
 
 
 class ParrotEngine:
@@ -121,7 +121,7 @@ def test_a_check_scores_student_and_teacher_on_the_same_rows(tmp_path, capsys):
     check = InContextCheck(num_rows=6)
     train(sdft(Parrot), tmp_path, check)
     assert "SDFT will not help with this task" in capsys.readouterr().out
-    first = check.stages[0]
+    first = check.rows[0]
     assert first["num_rows"] == 6
     assert first["student_accuracy"] == pytest.approx(2 / 6)  # demonstrations are a, b, c, …
     assert first["student_length"] == 1
