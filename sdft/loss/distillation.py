@@ -60,7 +60,7 @@ def distillation_loss(
             gradients shrink as it grows.
         sequence_index: (N,), which sequence each row belongs to; only divergences with a prefix
             score read it. Their rows come sequence by sequence in order of position, and a
-            position of weight 0 still passes the score of its token, so include skipped ones.
+            position of weight 0 still passes the score of its token, so include masked ones.
         tile_rows: Rows per tile at most; None chooses by vocabulary and device.
 
     Raises:

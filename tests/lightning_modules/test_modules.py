@@ -38,8 +38,8 @@ class Referenced(SDFTModule):
             teacher = self.log_probs(self.teacher.model, batch.teacher_prompts[index], completion)
             if self.divergence == make_divergence("reverse_kl"):
                 student, teacher = teacher, student
-            skipped = self.early_mask(self.last_rollout)[index]
-            tokens = (teacher.exp() * (teacher - student)).sum(-1)[skipped:]
+            masked = self.early_mask(self.last_rollout)[index]
+            tokens = (teacher.exp() * (teacher - student)).sum(-1)[masked:]
             means.append(tokens.mean() if len(tokens) else torch.zeros(()).double())
         return torch.stack(means).mean()
 
@@ -84,12 +84,12 @@ def sdft(kind=SDFTModule, **options):
 
 
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl"])
-@pytest.mark.parametrize("skipped", [0, 2])
-def test_loss_equals_the_naive_divergence_in_float64(divergence, skipped, tmp_path):
+@pytest.mark.parametrize("masked", [0, 2])
+def test_loss_equals_the_naive_divergence_in_float64(divergence, masked, tmp_path):
     module = sdft(
         Referenced,
         divergence=divergence,
-        num_masked_tokens=skipped,
+        num_masked_tokens=masked,
         teacher={"reset_each_stage": False},
     )
     torch.manual_seed(0)

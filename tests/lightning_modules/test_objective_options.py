@@ -42,14 +42,14 @@ class Referenced(SDFTModule):
 
     def reference(self, batch):
         """The loss with a weight of 0 for masked tokens, which all the same have a score."""
-        skipped, total = self.num_masked_tokens, 0.0
+        masked, total = self.num_masked_tokens, 0.0
         completions = self.last_rollout.completions
-        num_tokens = sum(max(len(each) - skipped, 0) for each in completions)
+        num_tokens = sum(max(len(each) - masked, 0) for each in completions)
         for index, completion in enumerate(completions):
             weights = torch.zeros(len(completion)).double()
-            length = len(completion) - skipped
+            length = len(completion) - masked
             by_sequence = self.reduction == "sequence_mean"
-            weights[skipped:] = 1 / (length * len(completions) if by_sequence else num_tokens)
+            weights[masked:] = 1 / (length * len(completions) if by_sequence else num_tokens)
             weights *= self.expected_ratios(batch, index)
             total = total + surrogate(
                 self.divergence_name,

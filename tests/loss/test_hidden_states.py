@@ -18,15 +18,15 @@ def test_hidden_states_give_the_logits_that_predict_each_completion_token(tiny):
     torch.testing.assert_close(logits, torch.cat(expected), atol=1e-5, rtol=1e-4)
 
 
-def test_skipped_tokens_carry_no_loss_but_are_still_read(tiny):
+def test_masked_tokens_carry_no_loss_but_are_still_read(tiny):
     positions = LossPositions.of(COMPLETIONS, num_masked=2)
     assert positions.tokens.tolist() == [22, 26, 27, 0]
     assert positions.rows.tolist() == [0, 2, 2, 2]
     everything = LossPositions.of(COMPLETIONS)
     kept = everything.offsets >= 2
     full = completion_hidden_states(tiny.model, PROMPTS, COMPLETIONS, everything)
-    skipped = completion_hidden_states(tiny.model, PROMPTS, COMPLETIONS, positions)
-    torch.testing.assert_close(skipped, full[kept])
+    masked = completion_hidden_states(tiny.model, PROMPTS, COMPLETIONS, positions)
+    torch.testing.assert_close(masked, full[kept])
 
 
 def test_no_position_at_all_gives_an_empty_tensor_with_a_graph(tiny):
@@ -55,7 +55,7 @@ def test_rows_of_very_different_lengths_are_read_apart_with_the_same_result(tiny
     torch.testing.assert_close(hidden, torch.cat(alone), atol=1e-5, rtol=1e-5)
 
 
-def test_each_completion_may_skip_a_number_of_its_own():
+def test_each_completion_may_mask_a_number_of_its_own():
     positions = LossPositions.of(COMPLETIONS, num_masked=[1, 5, 0])
     assert positions.tokens.tolist() == [21, 22, 24, 25, 26, 27, 0]
     assert positions.rows.tolist() == [0, 0, 2, 2, 2, 2, 2]

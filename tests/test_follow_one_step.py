@@ -1,0 +1,53 @@
+"""The list "Follow one step" of CONTRIBUTING.md is what one SDFT step executes."""
+
+import re
+import sys
+from pathlib import Path
+
+from lightning_modules import SDFTModule
+from tests.conftest import REPOSITORY
+from tests.lightning_modules.test_modules import Recorder, sdft, train
+
+
+class Traced(SDFTModule):
+    """Notes which of the project's files the second training step calls into, in order."""
+
+    def training_step(self, batch, batch_idx):
+        if self.trainer.global_step == 1:
+            self.executed = []
+            sys.setprofile(self._note)
+        return super().training_step(batch, batch_idx)
+
+    def _note(self, frame, event, _):
+        file = Path(frame.f_code.co_filename)
+        if event == "call" and file.is_relative_to(REPOSITORY):
+            name = file.relative_to(REPOSITORY).as_posix()
+            if not name.startswith("tests/") and name not in self.executed:
+                self.executed.append(name)
+
+
+def listed():
+    """The numbered files, and the helpers."""
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text("utf-8")
+    section = text.partition("## Follow one step")[2].partition("\n## ")[0]
+    steps = re.findall(r"^\d+\. `([^`]+)`", section, flags=re.MULTILINE)
+    helpers = []
+    for folder, names in re.findall(
+        r"`(\w*)/?(?:\{([\w,]+)\})?[^`]*`", section.split("helpers")[1]
+    ):
+        helpers += [f"sdft/{folder}/{name}.py" for name in names.split(",")] if names else []
+    helpers += ["sdft/types.py", "sdft/seeds.py", "sdft/evaluation/cost.py"]
+    return steps, helpers
+
+
+def test_the_listed_files_run_in_the_listed_order_and_there_are_no_others(tmp_path):
+    module = sdft(Traced)
+    stop = Recorder("on_train_batch_end", lambda *_: sys.setprofile(None))
+    try:
+        train(module, tmp_path, stop)
+    finally:
+        sys.setprofile(None)
+    steps, helpers = listed()
+    assert len(steps) == 12
+    assert [file for file in module.executed if file in steps] == steps
+    assert set(module.executed) - set(steps) == set(helpers)
