@@ -74,8 +74,7 @@ class SDFTModule(ContinualModule):
         min_p: Rollout tokens have at least this share of the most likely one's probability; 0 for
             all.
         on_policy_fraction: Share of the rows whose scored completion is the student's own sample
-            (λ of Agarwal et al. 2024); the others' is the demonstration, which costs no sampling.
-            1 is SDFT as published; below 1 for divergences that need no draws of the student's.
+            (λ of Agarwal et al. 2024); the others' is the demonstration. 1 is SDFT as published.
         importance_clip: Weight each loss token by min(p_student / p_sampler, this), for a sampler
             that is another engine than the trainer; null is off and free. It costs one more
             projection. Logged: train/importance_mean, and train/importance_ess, the effective

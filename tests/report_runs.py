@@ -54,12 +54,7 @@ def write_run(
     if parts:
         record["test"] = {"accuracy": dict.fromkeys(tasks, 0.5), "global_step": 10}
         write_parts(folder, tasks[0], len(matrix), answer)
-    if parts and not trajectory:
-        trajectory = [
-            {"task": task, "step": step, "accuracy": {task: step / 4}, "general_drift": step / 8}
-            for task in tasks
-            for step in (0, 4)
-        ]
+        trajectory = trajectory or short_trajectory(tasks)
     if trajectory:
         lines = "".join(json.dumps(row) + "\n" for row in trajectory)
         (folder / "trajectory.jsonl").write_text(lines)
@@ -72,6 +67,15 @@ def write_run(
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     (folder / "retention.json").write_text(json.dumps(record))
     return folder
+
+
+def short_trajectory(tasks: tuple[str, ...]) -> list[dict[str, object]]:
+    """The start and the end of every stage."""
+    return [
+        {"task": task, "step": step, "accuracy": {task: step / 4}, "general_drift": step / 8}
+        for task in tasks
+        for step in (0, 4)
+    ]
 
 
 def write_parts(folder: Path, task: str, num_stages: int, answer: str) -> None:
