@@ -8,6 +8,7 @@ it: student and teacher differ in their adapters alone.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,7 +63,12 @@ class LoRA:
 
 
 def add_adapters(model: PreTrainedModel, lora: LoRA, seed: int) -> None:
-    """Freeze the model and put adapters into it; their start is a function of the seed."""
+    """Freeze the model and put adapters into it; their start is a function of the seed.
+
+    Raises:
+        ValueError: An adapted layer shares its weight with another layer, as an embedding tied to
+            the output head does.
+    """
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
@@ -73,8 +79,23 @@ def add_adapters(model: PreTrainedModel, lora: LoRA, seed: int) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(mix_seed(Stream.ADAPTER_START, seed))
         inject_adapter_in_model(config, model)
+    _require_own_weights(model)
     for parameter in trained_parameters(model):
         parameter.data = parameter.data.float()
+
+
+def _require_own_weights(model: nn.Module) -> None:
+    """Refuse adapters that could not be folded into a weight without changing another layer."""
+    owners = Counter(
+        id(weight) for module in model.modules() for weight in module.parameters(recurse=False)
+    )
+    for name, layer in _adapted_layers(model):
+        if owners[id(layer.get_base_layer().weight)] > 1:
+            raise ValueError(
+                f"lora.target_modules names {name}, whose weight another layer shares, as tied "
+                "embeddings do: adapters of one of them cannot be folded into both; leave it out, "
+                "or train all weights (lora: null)"
+            )
 
 
 def trained_parameters(model: nn.Module) -> list[nn.Parameter]:

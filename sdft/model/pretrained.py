@@ -34,6 +34,7 @@ from transformers import (
 )
 
 from sdft.model.chat_template import ChatTemplate
+from sdft.model.export_check import check_export, probe_logits
 from sdft.model.limits import check_reads_rows_alone
 from sdft.model.lora import BACKBONE_DTYPES, LoRA, add_adapters
 from sdft.model.plain_weights import plain_weights
@@ -157,21 +158,27 @@ def save_model(
 ) -> None:
     """Write a plain transformers directory (safetensors), all of it or nothing.
 
-    Adapters are folded into the weights. A collective where the model is sharded, or where several
-    ranks call it: the first rank writes.
+    Adapters are folded into the weights. What was written is read again and must give the model's
+    own logits. A collective where the model is sharded, or where several ranks call it: the first
+    rank writes.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
         directory: Where to.
         rank: This process's.
+
+    Raises:
+        RuntimeError: The export would be another model; nothing is written.
     """
     weights = plain_weights(model, keep=rank == 0)
+    expected = probe_logits(model)
     if rank != 0:
         return
     with staged_directory(directory) as staging:
         model.save_pretrained(staging, state_dict=weights)
         tokenizer.save_pretrained(staging)
+        check_export(model, expected, staging)
 
 
 @contextmanager

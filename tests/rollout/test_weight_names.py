@@ -1,0 +1,34 @@
+"""Weights go to a server under the names that the hub's files have."""
+
+import threading
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from sdft.rollout.vllm_server import VLLMServer
+from sdft.rollout.weight_transfer import ServedWeights
+from tests.architectures import random_architecture
+from tests.rollout.test_vllm_engine import Stub
+
+
+@pytest.fixture
+def server():
+    stub = Stub()
+    threading.Thread(target=stub.serve_forever, kwargs={"poll_interval": 0.01}).start()
+    yield VLLMServer(stub.url, 5.0, 0)
+    stub.shutdown()
+    stub.server_close()
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "mixtral", "olmoe", "deepseek_v3", "phi3"])
+def test_weights_are_sent_under_the_names_of_the_hubs_files(name, server, tmp_path):
+    model, sent = random_architecture(name), {}
+    with ServedWeights(server, sent.update, torch.float32).of(model):
+        pass
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        saved = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    assert saved.keys() <= sent.keys()
+    assert sent.keys() - saved.keys() <= {"lm_head.weight"}  # where it is tied
+    assert all(torch.equal(sent[key], each) for key, each in saved.items())
