@@ -47,7 +47,7 @@ from stepping.sides import ours
 from sdft.model.pretrained import load_model
 from sdft.rollout.in_place import computes_in_bfloat16
 
-SNIPS, CLINC = "small_snips_json", "small_clinc_domain"
+SNIPS, CLINC = "snips_json", "clinc_domain"
 QUICKSTART_DATA = {"teacher_template": "dialogue_again", "system_prompt": ""}
 QUICK_PAIRS = 1
 BFLOAT16 = Path(__file__).parent.parent / "configs" / "engines" / "bfloat16.yaml"
@@ -62,7 +62,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(
             Path(folder),
-            arguments.data,
             arguments.trl_python,
             arguments.pairs,
             arguments.threads,
@@ -83,7 +82,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--cases", type=lambda text: text.split(","), default=[*MEASURES])
     parser.add_argument("--pairs", type=int, default=5, help="measured pairs of steps")
     parser.add_argument("--threads", type=int, default=2, help="of each process")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--trl_python", help="interpreter of an environment that holds TRL")
     arguments = parser.parse_args()
     if unknown := [case for case in arguments.cases if case not in MEASURES]:

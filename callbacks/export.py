@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lightning as L
 
-from sdft.model.adapter_export import save_adapters
+from sdft.model.lora import save_adapters
 from sdft.model.pretrained import save_model
 from sdft.report.model_card import write_model_card
 

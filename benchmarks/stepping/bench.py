@@ -14,6 +14,8 @@ from stepping.random_models import MAX_COUNT, Shape
 from stepping.sides import NUM_WARM_UP, Comparison, Side, Step, compare, ours, trl
 from stepping.works import Work
 
+from sdft.tasks.sources import FetchError, fetched
+
 WORST = {"cpu_ratio": min, "wall_ratio": min, "rss_ratio": max}
 COLUMNS = (
     "| work | tokens | CPU s | theirs | ratio | wall s | theirs | ratio | MiB | theirs | ratio |"
@@ -28,7 +30,6 @@ class Bench:
 
     Args:
         folder: For models, jobs and logs.
-        data: Folder of the real data sets.
         trl_python: TRL's interpreter; None leaves TRL out.
         num_pairs: Measured pairs of steps.
         threads: Threads of each process.
@@ -36,7 +37,6 @@ class Bench:
     """
 
     folder: Path
-    data: Path
     trl_python: str | None
     num_pairs: int
     threads: int
@@ -77,19 +77,22 @@ class Bench:
         if self.quick:
             work = self.random(works.TINY, QUICK_LENGTH)
             return replace(work, forced=forced, equal_tokens=forced, **fields)
-        model, source = self.folder / "smollm2", self.data / name
-        return works.real_work(model, source, self.num_rows, length, forced=forced, **fields)
+        model = self.folder / "smollm2"
+        return works.real_work(model, name, self.num_rows, length, forced=forced, **fields)
 
     def some(self, *works: Any) -> tuple[Any, ...]:
         """All of these; in a quick run, where they are the same, the first."""
         return works[:1] if self.quick else works
 
     def has(self, *names: str) -> bool:
-        """Whether the data sets are there; says so if not."""
-        missing = [name for name in names if not (self.data / name).is_dir()]
-        if missing and not self.quick:
-            print(f"left out: {self.data} has no {', '.join(missing)}; give its folder by --data")
-        return self.quick or not missing
+        """Whether the public data sets can be had; says so if not."""
+        if self.quick:
+            return True
+        try:
+            return bool(list(map(fetched, names)))
+        except FetchError as error:
+            print(f"left out: {error}")
+            return False
 
     def _new_folder(self) -> Path:
         return Path(tempfile.mkdtemp(prefix="model-", dir=self.folder))

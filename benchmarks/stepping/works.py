@@ -15,6 +15,7 @@ from stepping.random_models import Shape, number, text, write_random_model
 from sdft.model.pretrained import load_model, save_model
 from sdft.stages import StagePlan
 from sdft.tasks.prompting import TeacherTemplate
+from sdft.tasks.sources import fetched
 from sdft.types import Demonstration, Message
 
 BATCH_SIZE = 8
@@ -89,17 +90,17 @@ def mixed_work(folder: Path, shape: Shape, num_rows: int, longest: tuple[int, in
 
 
 def real_work(
-    folder: Path, source: Path, num_rows: int, length: int, *, forced: bool = True, **fields: Any
+    folder: Path, source: str, num_rows: int, length: int, *, forced: bool = True, **fields: Any
 ) -> Work:
-    """Rows of a data set on SmolLM2-135M-Instruct."""
+    """Rows of a public data set on SmolLM2-135M-Instruct."""
     if not folder.is_dir():
         loaded = load_model("smollm2-135m-instruct")
         save_model(loaded.model, loaded.tokenizer, folder)
-    lines = (source / "train.jsonl").read_text(encoding="utf-8").splitlines()[:num_rows]
+    lines = (fetched(source) / "train.jsonl").read_text(encoding="utf-8").splitlines()[:num_rows]
     found = map(json.loads, lines)
     rows = [row(index, each["prompt"], each["demonstration"]) for index, each in enumerate(found)]
     ends = "T" if forced else "natural, T ≤"
-    title = f"SmolLM2 {source.name.split('_')[1]}, {ends} {length}"
+    title = f"SmolLM2 {source.split('_')[0]}, {ends} {length}"
     return Work(title, folder, rows, length, forced=forced, equal_tokens=forced, **fields)
 
 

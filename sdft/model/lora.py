@@ -12,16 +12,23 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sdft.model.sharding import gathered_parameter
+from sdft.runs.files import write_bytes_atomically
 from sdft.seeds import Stream, mix_seed
 
 BACKBONE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ADAPTER = "default"  # what peft calls the one adapter of a model
+PREFIX = "base_model.model."  # how the names in a folder of peft's begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +136,39 @@ def digest(tensors: dict[str, Tensor]) -> str:
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()[:16]
+
+
+def save_adapters(model: nn.Module, base: str, directory: Path, rank: int = 0) -> None:
+    """Write the adapters alone, for peft's ``PeftModel.from_pretrained(base_model, directory)``.
+
+    Writes nothing where the model has none. A collective where the model is sharded: the first
+    rank writes.
+
+    Args:
+        model: With adapters in it, or without.
+        base: What ``AutoModelForCausalLM.from_pretrained`` loads the backbone from.
+        directory: Where to.
+        rank: This process's.
+    """
+    adapted: dict[str, Any] = dict(_adapted_layers(model))
+    weights = {}
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".lora_")[0] in adapted:
+            kept = gathered_parameter(parameter.detach()).cpu().contiguous()
+            weights[PREFIX + name.replace(f".{ADAPTER}.", ".")] = kept
+    if rank != 0 or not adapted:
+        return
+    layer = next(iter(adapted.values()))
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+        inference_mode=True,
+        r=layer.r[ADAPTER],
+        lora_alpha=layer.lora_alpha[ADAPTER],
+        target_modules=sorted({name.rpartition(".")[2] for name in adapted}),
+    )
+    write_bytes_atomically(directory / "adapter_model.safetensors", save(weights))
+    config.save_pretrained(str(directory))
 
 
 def _adapted_layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:

@@ -4,9 +4,15 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM
 
-from sdft.model.adapter_export import save_adapters
 from sdft.model.head import final_hidden_states
-from sdft.model.lora import LoRA, adapters_off, backbone_state, digest, trained_parameters
+from sdft.model.lora import (
+    LoRA,
+    adapters_off,
+    backbone_state,
+    digest,
+    save_adapters,
+    trained_parameters,
+)
 from sdft.model.plain_weights import plain_weights
 from sdft.model.pretrained import load_model, save_model
 from tests.model.test_teacher import INPUTS, answer, move
