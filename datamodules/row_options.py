@@ -79,13 +79,13 @@ class TaskReading(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if tokenizer is None:
-            raise ValueError("data.tokenizer is missing; pass the model's tokenizer")
         require_positive(max_prompt_tokens=max_prompt_tokens, num_demonstrations=num_demonstrations)
-        _check_prompts(tasks, train_on)
+        tokenizer = _checked(tasks, train_on, tokenizer)
         self.train_on, self.max_prompt_tokens = train_on, max_prompt_tokens
         template = TeacherTemplate.load(teacher_template)
         self.template_digests = template_digests(tokenizer, template, tasks)
+        kwargs = chat_template_kwargs or {}, teacher_chat_template_kwargs or {}
+        chat = ChatOptions(*kwargs, run_clock(tokenizer, clock), tuple(thought_marks))
         self.reader = READERS[train_on](
             tokenizer,
             _views(tasks, template, teacher_context),
@@ -93,12 +93,7 @@ class TaskReading(L.LightningDataModule):
             max_prompt_tokens=max_prompt_tokens,
             overlong=overlong,
             evaluated_as=evaluated_as,
-            chat=ChatOptions(
-                chat_template_kwargs or {},
-                teacher_chat_template_kwargs or {},
-                run_clock(tokenizer, clock),
-                tuple(thought_marks),
-            ),
+            chat=chat,
         )
         self.tasks: tuple[Task, ...] = tuple(map(self.reader.fitting, load_tasks(tasks, data_seed)))
         self._show_examples(num_demonstrations - 1, demonstration_choice, seed)
@@ -132,8 +127,12 @@ def require_positive(**options: int) -> None:
             raise ValueError(f"data.{name} is {value}; it must be at least 1")
 
 
-def _check_prompts(specs: Sequence[TaskSpec], train_on: str) -> None:
-    """Refuse prompts without demonstrations where a method would imitate them."""
+def _checked(
+    specs: Sequence[TaskSpec], train_on: str, tokenizer: PreTrainedTokenizerBase | None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer; prompts without demonstrations are refused where a method imitates them."""
+    if tokenizer is None:
+        raise ValueError("data.tokenizer is missing; pass the model's tokenizer")
     if train_on not in READERS:
         raise ValueError(f"data.train_on is {train_on}; it must be one of {', '.join(READERS)}")
     for spec in specs:
@@ -142,6 +141,7 @@ def _check_prompts(specs: Sequence[TaskSpec], train_on: str) -> None:
                 f"task {spec.name!r} has prompts_only, and this method trains on {train_on}; take "
                 "prompts_only out, or use a method that needs none, such as ReinvokeModule"
             )
+    return tokenizer
 
 
 def _views(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdft.loss.divergences import Divergence
 from sdft.loss.partial_divergences import CrossEntropy
-from sdft.loss.tiling import TiledLoss, default_tile_rows
+from sdft.loss.tiling import TiledLoss
 from sdft.model.head import VocabularyHead
 
 
@@ -68,27 +68,25 @@ def distillation_loss(
             missing ``sequence_index``, or one that leaves a sequence and comes back to it.
     """
     _check_pair(student_hidden, student_head, teacher_hidden, teacher_head)
-    return _tiled_loss(
-        student_hidden,
+    ends = None
+    if divergence.prefix_score:
+        ends = _sequence_ends(divergence, sequence_index, len(student_hidden))
+    loss, values = TiledLoss(
+        divergence,
+        tokens,
+        weights,
         student_head,
-        teacher_hidden=teacher_hidden.detach(),
-        teacher_head=teacher_head,
-        tokens=tokens,
-        weights=weights,
-        divergence=divergence,
+        teacher_hidden.detach(),
+        teacher_head,
         temperature=temperature,
-        sequence_index=sequence_index,
+        sequence_ends=ends,
         tile_rows=tile_rows,
-    )
+    )(student_hidden)
+    return DistillationLoss(loss, values)
 
 
 def cross_entropy_loss(
-    hidden: Tensor,
-    head: VocabularyHead,
-    tokens: Tensor,
-    weights: Tensor,
-    *,
-    tile_rows: int | None = None,
+    hidden: Tensor, head: VocabularyHead, tokens: Tensor, weights: Tensor
 ) -> Tensor:
     """Sum over positions of weight * -log p(token): supervised fine-tuning's loss.
 
@@ -97,7 +95,6 @@ def cross_entropy_loss(
         head: Receives a gradient where its parameters require one.
         tokens: (N,), the target at each position.
         weights: (N,), from :func:`sdft.loss.reductions.reduction_weights`; a constant.
-        tile_rows: Rows per tile at most; None chooses by vocabulary and device.
 
     Returns:
         (), attached to the graph; good for one backward pass.
@@ -105,24 +102,12 @@ def cross_entropy_loss(
     Raises:
         ValueError: Shapes that do not fit.
     """
-    return _tiled_loss(
-        hidden,
-        head,
-        tokens=tokens,
-        weights=weights,
-        divergence=CrossEntropy(),
-        tile_rows=tile_rows,
-    ).loss
+    return TiledLoss(CrossEntropy(), tokens, weights, head)(hidden)[0]
 
 
 @torch.no_grad()
 def token_logprobs(
-    hidden: Tensor,
-    head: VocabularyHead,
-    tokens: Tensor,
-    *,
-    temperature: float = 1.0,
-    tile_rows: int | None = None,
+    hidden: Tensor, head: VocabularyHead, tokens: Tensor, *, temperature: float = 1.0
 ) -> Tensor:
     """Log-probabilities of given tokens, without gradient: (N,), in nats.
 
@@ -133,21 +118,12 @@ def token_logprobs(
         head: Of the model they come from.
         tokens: (N,).
         temperature: Divides the logits: the sampler's, where its draws are judged.
-        tile_rows: Rows per tile at most; None chooses by vocabulary and device.
 
     Raises:
         ValueError: Shapes that do not fit, or a temperature that is not positive.
     """
-    unused = torch.zeros(hidden.shape[0], device=hidden.device)
-    return -_tiled_loss(
-        hidden,
-        head,
-        tokens=tokens,
-        weights=unused,
-        divergence=CrossEntropy(),
-        temperature=temperature,
-        tile_rows=tile_rows,
-    ).values
+    unused = torch.zeros(len(hidden), device=hidden.device)
+    return -TiledLoss(CrossEntropy(), tokens, unused, head, temperature=temperature)(hidden)[1]
 
 
 def _check_pair(
@@ -166,46 +142,6 @@ def _check_pair(
             f"the student's vocabulary has {student_head.vocab_size} entries, the teacher's "
             f"{teacher_head.vocab_size}: distillation compares them entry by entry"
         )
-
-
-def _tiled_loss(
-    hidden: Tensor,
-    head: VocabularyHead,
-    *,
-    tokens: Tensor,
-    weights: Tensor,
-    divergence: Divergence,
-    tile_rows: int | None,
-    teacher_hidden: Tensor | None = None,
-    teacher_head: VocabularyHead | None = None,
-    temperature: float = 1.0,
-    sequence_index: Tensor | None = None,
-) -> DistillationLoss:
-    """Check what both losses share, and sweep."""
-    count = hidden.shape[0]
-    for name, tensor in (("tokens", tokens), ("weights", weights)):
-        if tensor.shape != (count,):
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; it needs ({count},)")
-    if not temperature > 0.0:
-        raise ValueError(f"temperature is {temperature!r}; it must be positive")
-    if tile_rows is not None and tile_rows < 1:
-        raise ValueError(f"tile_rows is {tile_rows!r}; it must be at least 1, or null")
-    if tile_rows is None:
-        tile_rows = default_tile_rows(head.vocab_size, hidden.device)
-    ends = _sequence_ends(divergence, sequence_index, count) if divergence.prefix_score else None
-    loss, values = TiledLoss(
-        divergence=divergence,
-        tokens=tokens,
-        weights=weights.detach(),
-        student_head=head,
-        teacher_hidden=teacher_hidden,
-        teacher_head=teacher_head,
-        temperature=temperature,
-        sequence_ends=ends,
-        tile_rows=tile_rows,
-        want_gradient=torch.is_grad_enabled(),
-    )(hidden)
-    return DistillationLoss(loss=loss, values=values)
 
 
 def _sequence_ends(divergence: Divergence, sequence_index: Tensor | None, count: int) -> Tensor:

@@ -47,33 +47,54 @@ class TiledLoss:
     Args:
         divergence: What is taken at each position.
         tokens: (N,), the sampled tokens.
-        weights: (N,), factor of each position's value in the loss.
+        weights: (N,), factor of each position's value in the loss; a constant.
         student_head: Turns hidden states into logits.
         teacher_hidden: (N, D'), or None when the divergence has no teacher.
         teacher_head: Goes with ``teacher_hidden``.
         temperature: Divides both models' logits.
         sequence_ends: (N,), the first row after each row's sequence, for divergences with a
             prefix score; otherwise None.
-        tile_rows: Rows per tile, at most.
-        want_gradient: Whether a backward pass may follow.
+        tile_rows: Rows per tile, at most; None chooses by vocabulary and device.
+
+    Raises:
+        ValueError: A temperature or ``tile_rows`` that is not positive.
     """
 
     divergence: Divergence
     tokens: Tensor
     weights: Tensor
     student_head: VocabularyHead
-    teacher_hidden: Tensor | None
-    teacher_head: VocabularyHead | None
-    temperature: float
-    sequence_ends: Tensor | None
-    tile_rows: int
-    want_gradient: bool
+    teacher_hidden: Tensor | None = None
+    teacher_head: VocabularyHead | None = None
+    temperature: float = 1.0
+    sequence_ends: Tensor | None = None
+    tile_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0.0:
+            raise ValueError(f"temperature is {self.temperature!r}; it must be positive")
+        if self.tile_rows is not None and self.tile_rows < 1:
+            raise ValueError(f"tile_rows is {self.tile_rows!r}; it must be at least 1, or null")
 
     def __call__(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss () and the detached values (N,) for the student's hidden states (N, D)."""
+        """The loss () and the detached values (N,) for the student's hidden states (N, D).
+
+        Raises:
+            ValueError: Tokens or weights are not N.
+        """
+        for name, tensor in (("tokens", self.tokens), ("weights", self.weights)):
+            if tensor.shape != hidden.shape[:1]:
+                raise ValueError(
+                    f"{name} has shape {tuple(tensor.shape)}; it needs ({len(hidden)},)"
+                )
         weight, bias = self.student_head.whole()
-        loss, values = _Tiled.apply(hidden, weight, bias, self)  # type: ignore[no-untyped-call]
+        enabled = torch.is_grad_enabled()
+        loss, values = _Tiled.apply(hidden, weight, bias, self, enabled)  # type: ignore[no-untyped-call]
         return loss, values
+
+    def rows_of_a_tile(self, device: torch.device) -> int:
+        """Rows per tile at most."""
+        return self.tile_rows or default_tile_rows(self.student_head.vocab_size, device)
 
 
 class _Tiled(torch.autograd.Function):
@@ -81,9 +102,9 @@ class _Tiled(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: TiledLoss
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: TiledLoss, grad: bool
     ) -> tuple[Tensor, Tensor]:
-        ctx.needed = tuple(job.want_gradient and need for need in ctx.needs_input_grad[:3])
+        ctx.needed = tuple(grad and need for need in ctx.needs_input_grad[:3])
         ctx.job, ctx.compute_dtype = job, compute_dtype(hidden)
         sweep = _Sweep(job, (hidden, weight, bias), ctx.needed, ctx.compute_dtype)
         values = sweep.run()
@@ -103,10 +124,14 @@ class _Tiled(torch.autograd.Function):
             sweep = _Sweep(ctx.job, inputs, ctx.needed, ctx.compute_dtype)
             sweep.run()
             gradients = sweep.gradients
-        return *(
-            None if gradient is None else gradient.mul_(grad_loss).to(each.dtype)
-            for gradient, each in zip(gradients, inputs, strict=True)
-        ), None
+        return (
+            *(
+                None if gradient is None else gradient.mul_(grad_loss).to(each.dtype)
+                for gradient, each in zip(gradients, inputs, strict=True)
+            ),
+            None,
+            None,
+        )
 
 
 def compute_dtype(hidden: Tensor) -> torch.dtype:
@@ -157,15 +182,16 @@ class _Sweep:
         self.student = _Projection(weight, bias, dtype)
         self.teacher = self._teacher_projection(dtype)
         count = hidden.shape[0]
-        self.tile_rows = even_step(count, job.tile_rows)
-        self.block_rows = even_step(self.tile_rows, -(-job.tile_rows // BLOCKS_PER_TILE))
+        most = job.rows_of_a_tile(hidden.device)
+        self.tile_rows = even_step(count, most)
+        self.block_rows = even_step(self.tile_rows, -(-most // BLOCKS_PER_TILE))
         size = (self.tile_rows, weight.shape[0])
         self.student_tile = hidden.new_empty(size, dtype=dtype)
         self.teacher_tile = self.student_tile
         if self.teacher is not None:
             self.teacher_tile = hidden.new_empty(size, dtype=dtype)
         self.values = hidden.new_zeros(count, dtype=wide)
-        self.weights = job.weights.to(wide)
+        self.weights = job.weights.detach().to(wide)
         self.weighted_from = hidden.new_zeros(count + 1, dtype=torch.float64)
 
     def _teacher_projection(self, dtype: torch.dtype) -> _Projection | None:

@@ -23,6 +23,7 @@ def step(kind, reduction, **options):
     ).double()
     module.log = lambda *args, **kwargs: None
     module.rollout_seeds = lambda num_rows: list(range(num_rows))
+    module.on_policy_rows = module.rollout_seeds  # all of them
     with torch.no_grad():  # another student than the teacher
         generator = torch.Generator().manual_seed(4)
         for each in trained_parameters(module.student):
