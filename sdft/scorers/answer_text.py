@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from sdft.model.chat_template import open_thought, token_id
+from sdft.model.chat_template import any_of, open_thought
 from sdft.types import TokenIds
 
 _TAIL = 8  # tokens of a prompt that show whether it opens a thought
@@ -43,31 +43,21 @@ def _after_thought(
     completion: TokenIds,
     marks: Sequence[str],
 ) -> str:
-    text = str(tokenizer.decode(completion, skip_special_tokens=True))
-    if not marks:
-        return text
+    special = any_of(tokenizer.all_special_tokens)
+    are_special = any(special.search(mark) for mark in marks)  # then the text must spell them
+    text = str(tokenizer.decode(completion, skip_special_tokens=not are_special))
+    if marks:
+        text = _behind(text, str(tokenizer.decode(prompt[-_TAIL:])), marks)
+    return special.sub("", text) if are_special else text
+
+
+def _behind(text: str, prompt_end: str, marks: Sequence[str]) -> str:
+    """What follows the last thought of a text; nothing where that does not end."""
     begin, end = marks
-    if end in tokenizer.all_special_tokens:  # no mark is left in the text
-        return _after_token(tokenizer, completion, begin, end)
-    thought, found, answer = text.rpartition(end)
-    if found:
+    _, has_ended, answer = text.rpartition(end)
+    if has_ended:
         return answer.lstrip()
-    tail = str(tokenizer.decode(prompt[-_TAIL:]))
-    begun = begin in answer or open_thought(tail, marks) is not None
-    return "" if begun and not found else thought + answer
-
-
-def _after_token(
-    tokenizer: PreTrainedTokenizerBase, completion: TokenIds, begin: str, end: str
-) -> str:
-    """The same where the marks are special tokens."""
-    begin_id, end_id = token_id(tokenizer, begin), token_id(tokenizer, end)
-    if end_id in completion:
-        completion = completion[len(completion) - completion[::-1].index(end_id) :]
-        return str(tokenizer.decode(completion, skip_special_tokens=True)).lstrip()
-    if begin_id in completion:
-        return ""
-    return str(tokenizer.decode(completion, skip_special_tokens=True))
+    return "" if begin in text or open_thought(prompt_end, marks) else text
 
 
 def _cut(text: str, stop_strings: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """How rows are put to chat templates: nothing lost, nothing changed, one clock, named errors."""
 
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from datamodules.chat_options import ChatOptions
 from datamodules.tokenization import RowTokenizer
 from sdft.model.tiny_model import byte_tokenizer
 from sdft.runs.checkpoint_files import ResumeError
+from sdft.scorers.judge import Judge
 from sdft.tasks.prompting import TeacherTemplate, TeacherView, shipped_templates
 from sdft.types import Demonstration
 from tests.sample_tasks import write_task
@@ -106,9 +108,9 @@ def test_a_refusal_names_task_split_row_and_the_templates_words(tmp_path):
     )
 
 
-def build(tmp_path, tokenizer, **options):
+def build(tmp_path, tokenizer, spec=None, **options):
     data = ContinualDataModule(
-        [write_task(tmp_path, "one")], tokenizer, teacher_template="dialogue", **options
+        [spec or write_task(tmp_path, "one")], tokenizer, teacher_template="dialogue", **options
     )
     data.trainer = SimpleNamespace(
         state=SimpleNamespace(fn=TrainerFn.FITTING),
@@ -140,6 +142,19 @@ def test_a_template_that_prints_no_date_needs_no_clock(tmp_path, caplog):
     data = build(tmp_path, byte_tokenizer(), clock="2020-02-02")
     assert data.state_dict()["clock"] is None
     assert "data.clock" not in caplog.text
+
+
+def test_a_judges_prompt_is_a_template_of_the_run(tmp_path):
+    mine = tmp_path / "mine.jinja"
+    digests = []
+    source = "{{ question }} {{ reference }} {{ answer }}"
+    for text in (source, f"Judge: {source}"):
+        mine.write_text(text)
+        judge = Judge("http://127.0.0.1:1/v1", "m", prompt=str(mine), cache=str(tmp_path / "c"))
+        spec = replace(write_task(tmp_path, "one"), scorer="judge_strict", judge=judge)
+        digests.append(build(tmp_path, byte_tokenizer(), spec=spec).template_digests)
+    differing = [name for name in digests[0] if digests[0][name] != digests[1][name]]
+    assert differing == ["judge prompt of one"]
 
 
 def test_another_template_is_refused_on_resume_with_its_name(tmp_path):

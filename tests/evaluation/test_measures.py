@@ -3,6 +3,7 @@ import json
 import pytest
 
 from callbacks import AnswerLog
+from callbacks.answer_log import _lines
 from sdft.evaluation.measures import further_measures, macro_f1
 from sdft.scorers.json_objects import intent_equal, slot_f1
 from sdft.scorers.published_rules import published_action_input, published_gold
@@ -89,6 +90,15 @@ def test_a_mark_in_front_of_a_gold_name_is_no_part_of_it():
     completion = "Action: get\nAction Input: {}"
     assert get_scorer("action_input")(completion, marked) == 1
     assert get_scorer("published_action_input")(completion, marked) == 0
+
+
+def test_a_completion_is_logged_where_it_is_more_than_the_answer():
+    rows = (row("Lima"), row("Lima"))
+    answered = ("t", rows, ["Lima", "Lima"], [1.0, 1.0], ["Lima", "<think>?</think>Lima"])
+    first, second = map(json.loads, _lines(answered).splitlines())
+    assert first["answer"] == second["answer"] == "Lima"
+    assert "completion" not in first
+    assert second["completion"] == "<think>?</think>Lima"
 
 
 def test_every_answer_of_every_evaluation_is_written(tmp_path):

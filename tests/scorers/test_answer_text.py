@@ -52,6 +52,16 @@ def test_marks_are_the_models_own_and_none_keep_thoughts():
     )
 
 
+def test_marks_may_be_several_special_tokens():
+    marks = ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>")
+    thought = "<|channel|>analysis<|message|>Lima?<|end|><|start|>assistant"
+    assert answer(f"{thought}<|channel|>final<|message|>Bogot\u00e1<|return|>", marks=marks) == (
+        "Bogot\u00e1"
+    )
+    assert answer(thought, marks=marks) == ""
+    assert answer("Bogot\u00e1<|return|>", marks=marks) == "Bogot\u00e1"
+
+
 def test_an_answer_ends_before_its_stop_string():
     assert answer("parcels\nUser: next", stops=("\nUser:", "END")) == "parcels"
     assert answer("parcelsEND\nUser:", stops=("\nUser:", "END")) == "parcels"
