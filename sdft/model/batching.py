@@ -1,10 +1,11 @@
-"""Which sequences to pad together."""
+"""Which sequences to pad together, and how they come to a device."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 # What one more forward pass costs, in tokens that could have been padding instead.
 TOKENS_PER_PASS = {"cpu": 64, "cuda": 2048}
@@ -46,3 +47,15 @@ def length_groups(lengths: Sequence[int], tokens_per_pass: int) -> list[list[int
         groups.append(order[start:end])
         end = start
     return groups[::-1]
+
+
+def sent(device: torch.device, *parts: Tensor) -> list[Tensor]:
+    """Integers in host memory, brought to a device in one piece and without waiting."""
+    flat = torch.cat([part.flatten() for part in parts])
+    if torch.cuda.is_available():
+        flat = flat.pin_memory()
+    there, pieces, start = flat.to(device, non_blocking=True), [], 0
+    for part in parts:
+        pieces.append(there[start : start + part.numel()].view(part.shape))
+        start += part.numel()
+    return pieces

@@ -27,7 +27,8 @@ def blockwise_sum(values: Tensor) -> Tensor:
     if size <= BLOCK:
         upper = torch.ones(size, size, dtype=values.dtype, device=values.device).triu()
         return values @ upper
-    blocks = F.pad(values, (0, -size % BLOCK)).unflatten(-1, (-1, BLOCK))
+    padded = F.pad(values, (0, -size % BLOCK))
+    blocks = padded.view(*padded.shape[:-1], -1, BLOCK)
     inside = blockwise_sum(blocks)
     before = blockwise_sum(inside[..., -1]) - inside[..., -1]
     return (inside + before.unsqueeze(-1)).flatten(-2)[..., :size].contiguous()

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from sdft.model.batching import groups_to_read
+from sdft.model.batching import groups_to_read, sent
 from sdft.model.sharding import is_sharded
 from sdft.rollout.kv_cache import growing_cache, joined
 from sdft.rollout.stopping import Ending
@@ -278,18 +278,6 @@ class Decoding:
         layers: list[Any] = self._cache.layers
         for layer in layers:
             layer.keys, layer.values = layer.keys[:, :, columns], layer.values[:, :, columns]
-
-
-def sent(device: torch.device, *parts: Tensor) -> list[Tensor]:
-    """Integers in host memory, brought to a device in one piece and without waiting."""
-    flat = torch.cat([part.flatten() for part in parts])
-    if torch.cuda.is_available():
-        flat = flat.pin_memory()
-    there, pieces, start = flat.to(device, non_blocking=True), [], 0
-    for part in parts:
-        pieces.append(there[start : start + part.numel()].view(part.shape))
-        start += part.numel()
-    return pieces
 
 
 def _places(draft: TokenIds) -> dict[int, list[int]]:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from datamodules.chat_options import ChatOptions
 from lightning_modules import (
     CPTModule,
     DFTModule,
@@ -86,7 +87,8 @@ def one_step(kind, options):
         for index in range(len(PROMPTS))
     )
     module.teacher_samples = {("one", str(place)): each for place, each in enumerate(TARGETS)}
-    data = SimpleNamespace(score=lambda answer, row: float(row.id == "1"))
+    reader = SimpleNamespace(chat=ChatOptions())
+    data = SimpleNamespace(score=lambda answer, row: float(row.id == "1"), reader=reader)
     counters = {"global_rank": 0, "world_size": 1, "global_step": 0}
     module._trainer = SimpleNamespace(datamodule=data, **counters)
     return module, replace(BATCH, rows=rows)
