@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules.chat_options import ChatOptions
 from sdft.model.chat_template import ChatTemplateError
-from sdft.tasks.prompting import TeacherView, student_messages
+from sdft.tasks.prompting import TeacherTemplate, TeacherView, student_messages
 from sdft.tasks.tasks import Task
 from sdft.types import Demonstration, DemonstrationBatch, EvaluationBatch, TokenIds
 
@@ -69,6 +69,14 @@ class RowTokenizer:
         other = copy(self)
         other._views = {
             task: replace(view, examples=examples[task]) for task, view in self._views.items()
+        }
+        return other
+
+    def with_template(self, name_or_path: str) -> RowTokenizer:
+        """A copy whose teacher reads prompts of another template."""
+        other, template = copy(self), TeacherTemplate.load(name_or_path)
+        other._views = {
+            task: replace(view, template=template) for task, view in self._views.items()
         }
         return other
 
