@@ -257,7 +257,7 @@ def _arrow_rows(name: str, key: str) -> list[dict[str, Any]]:
         thoughts = {"golden_response": ["I should look.", "Action: find\nAction Input: {}"]}
         made = [{"prompt": f"Find {n}.", "instruction": f"{n}"} for n in range(NUM_ROWS)]
         return [{**row, "golden_answer": calls, **thoughts} for row in made]
-    numbers = range({"validation": 4, "test": 4}.get(key, NUM_ROWS))
+    numbers = range({"validation": 6, "test": 4}.get(key, NUM_ROWS))
     if name == "chemistry_authors" or key == "authors_test":
         rows = []
         for n in range(100 + NUM_ROWS if key == "train" else 3):
