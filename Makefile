@@ -31,6 +31,8 @@ quickstart: install
 
 smoke: install
 	$(BIN)/python train.py fit --config configs/smoke.yaml --overwrite true
+	$(BIN)/python train.py fit --config configs/smoke.yaml --model lightning_modules.SDFTModule \
+	    --data.examples_per_stage 32 --run_dir runs/smoke_sdft --overwrite true
 
 # One thread a worker: tests use tiny models, on which a second thread only gets in the way.
 test: install-dev

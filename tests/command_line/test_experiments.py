@@ -153,3 +153,19 @@ def test_pass_at_k_goes_to_128():
     (callback,) = read(CONFIGS / "pass_at_k.yaml")["trainer"]["callbacks+"]
     tracker = PassAtK(**callback.get("init_args", {}))
     assert (tracker.num_samples, tracker.temperature, tracker.top_p) == (128, 1.0, 0.95)
+
+
+@pytest.mark.slow
+def test_the_smoke_run_learns_each_task_and_forgets_the_one_before(tmp_path):
+    log = tmp_path / "log"
+    config = REPOSITORY / "configs" / "smoke.yaml"
+    assert run("fit", f"--config={config}", f"--run_dir={tmp_path / 'run'}", log=log) == 0
+    rows = json.loads((tmp_path / "run" / "retention.json").read_text())["rows"]
+    tasks = [row["after"] for row in rows[1:]]
+    for stage, row in enumerate(rows[1:]):
+        assert row["accuracy"][tasks[stage]] > 0.6
+        for earlier in tasks[:stage]:
+            assert row["accuracy"][earlier] < 0.5
+    text = log.read_text()
+    for noise in ("deprecated", "max_epochs", "7B", "eval mode"):
+        assert noise not in text

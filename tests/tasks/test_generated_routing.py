@@ -1,5 +1,7 @@
 from collections import Counter
 
+import pytest
+
 from sdft.tasks.generated import SPLITS, generate
 from sdft.tasks.generated.routing import INSTRUCTIONS, SLOTS, TEAMS
 from sdft.tasks.generated.row_sampling import fields_of
@@ -53,3 +55,11 @@ def test_every_field_of_a_template_has_a_slot_and_every_slot_is_used():
         for field in fields_of(template)
     }
     assert fields == set(SLOTS)
+
+
+def test_a_team_alone_is_a_task_of_one_answer():
+    rows = generate("routing", "train", 100, team=1)
+    assert {row.answer for row in rows} == {list(TEAMS)[1]}
+    assert len({row.prompt[0]["content"] for row in rows}) == 100
+    with pytest.raises(ValueError, match="team is 8; it must lie between 0 and 7"):
+        generate("routing", "train", 1, team=8)

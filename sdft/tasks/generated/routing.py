@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 from sdft.tasks.generated.row_sampling import (
     InstructedTask,
@@ -16,6 +17,7 @@ from sdft.tasks.generated.row_sampling import (
     fillings,
     split_of,
 )
+from sdft.types import Demonstration
 
 INSTRUCTIONS: tuple[str, ...] = (
     "{message}\nTeam ({teams}):",
@@ -230,5 +232,27 @@ def _ask(instruction: str, message: str) -> str:
     return instruction.format(message=message, teams=", ".join(TEAMS))
 
 
-generate_routing = InstructedTask("routing", TEAMS, INSTRUCTIONS, _requests, _ask).generate
-"""Rows whose answer is the one team of :data:`TEAMS` that a message is for."""
+ROUTING = InstructedTask("routing", TEAMS, INSTRUCTIONS, _requests, _ask)
+
+
+def generate_routing(
+    split: Split, num_rows: int, seed: int = 0, team: int | None = None
+) -> list[Demonstration]:
+    """Rows whose answer is the one team of :data:`TEAMS` that a message is for.
+
+    Args:
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+        num_rows: How many rows.
+        seed: Chooses and orders messages and instructions.
+        team: Messages for this team alone, by its place among the teams from 0: a task of one
+            answer, which even a tiny model learns. None is for all teams.
+
+    Raises:
+        ValueError: Unknown split or team, or more rows asked for than there are.
+    """
+    if team is None:
+        return ROUTING.generate(split, num_rows, seed)
+    if not 0 <= team < len(TEAMS):
+        raise ValueError(f"team is {team}; it must lie between 0 and {len(TEAMS) - 1}")
+    name = list(TEAMS)[team]
+    return replace(ROUTING, templates={name: TEAMS[name]}).generate(split, num_rows, seed)
