@@ -15,9 +15,13 @@ SHORT = {
     "report.py": "a command: the report lies in sdft/report/",
     "callbacks/export.py": "a callback is a file",
     "callbacks/stage_recorder.py": "what several callbacks share",
+    "sdft/running_sum.py": "rollout and loss share it",
     "sdft/tasks/sources/public_biographies.py": "a data set is a file",
     "sdft/tasks/sources/records.py": "types that all data sets share",
     "tests/rollout/test_mixing.py": "the tests of a short file",
+    "tests/rollout/test_weight_names.py": "the tests of one function",
+    "tests/test_public_names.py": "a claim about the whole package",
+    "tests/test_running_sum.py": "the tests of a short file",
     "tests/processes.py": "shared by tests of several folders",
     "tests/sample_tasks.py": "shared by tests of several folders",
 }

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from sdft.loss.divergences import Divergence, widened
 from sdft.model.head import VocabularyHead
-from sdft.model.running_sum import running_sum
+from sdft.running_sum import running_sum
 
 MIB = 1 << 20
 TILE_BYTES = {"cpu": 16 * MIB, "cuda": 128 * MIB}

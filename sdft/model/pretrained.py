@@ -34,10 +34,9 @@ from transformers import (
 )
 
 from sdft.model.chat_template import ChatTemplate
-from sdft.model.export_check import check_export, probe_logits
+from sdft.model.exported_weights import check_export, plain_weights, probe_logits
 from sdft.model.limits import check_reads_rows_alone
 from sdft.model.lora import BACKBONE_DTYPES, LoRA, add_adapters
-from sdft.model.plain_weights import plain_weights
 from sdft.model.tiny_model import write_tiny_model
 from sdft.runs.files import TEMPORARY, flush_tree, follow_umask, save_on_any_rank
 

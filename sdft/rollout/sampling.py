@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sdft.model.running_sum import running_sum
 from sdft.rollout.request import RolloutRequest, SamplingSettings
+from sdft.running_sum import running_sum
 from sdft.types import Rollout, TokenIds
 
 

@@ -17,8 +17,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from sdft.model.exported_weights import plain_weights
 from sdft.model.lora import trained_parameters
-from sdft.model.plain_weights import plain_weights
 from sdft.model.pretrained import staged_directory
 from sdft.model.sharding import from_all_ranks, is_sharded
 from sdft.rollout.vllm_server import VLLMError, VLLMServer

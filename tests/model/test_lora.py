@@ -4,6 +4,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM
 
+from sdft.model.exported_weights import plain_weights
 from sdft.model.head import final_hidden_states
 from sdft.model.lora import (
     LoRA,
@@ -13,7 +14,6 @@ from sdft.model.lora import (
     save_adapters,
     trained_parameters,
 )
-from sdft.model.plain_weights import plain_weights
 from sdft.model.pretrained import load_model, save_model
 from tests.model.test_teacher import INPUTS, answer, move
 

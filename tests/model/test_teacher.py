@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from sdft.model.exported_weights import plain_weights
 from sdft.model.head import VocabularyHead, final_hidden_states
 from sdft.model.lora import LoRA, trained_parameters
-from sdft.model.plain_weights import plain_weights
 from sdft.model.pretrained import load_model
 from sdft.model.teacher import Borrowed, OwnAdapters, OwnModel, make_teacher
 

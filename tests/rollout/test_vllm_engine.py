@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sdft.model.exported_weights import plain_weights
 from sdft.model.lora import LoRA, trained_parameters
-from sdft.model.plain_weights import plain_weights
 from sdft.model.pretrained import load_model
 from sdft.rollout import vllm_server
 from sdft.rollout.engine_registry import make_engine

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sdft.model.export_check import probe_logits
+from sdft.model.exported_weights import probe_logits
 from sdft.model.head import VocabularyHead
 from sdft.model.lora import LoRA, add_adapters, trained_parameters
 from sdft.model.pretrained import load_model, save_model

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from sdft.model.running_sum import blockwise_sum, running_sum
 from sdft.rollout.request import SamplingSettings
 from sdft.rollout.sampling import draw
+from sdft.running_sum import blockwise_sum, running_sum
 from tests.pretended_gpu import OnGPU, PretendedGPU
 
 
