@@ -10,7 +10,6 @@ pass only multiplies by what comes in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sdft.loss.divergences import Divergence, widened
+from sdft.loss.products import add_outer, product, product_dtype, product_into, slices_from_the_end
 from sdft.model.head import VocabularyHead
 from sdft.running_sum import running_sum
 
@@ -27,7 +27,6 @@ TILE_BYTES = {"cpu": 16 * MIB, "cuda": 128 * MIB}
 BLOCKS_PER_TILE = 3
 MIN_TILE_ROWS = 128
 MAX_TILE_ROWS = 4096
-VOCABULARY_SLICE = 8192
 
 
 def default_tile_rows(vocab_size: int, device: torch.device) -> int:
@@ -146,19 +145,16 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
 
 
 class _Projection:
-    """A head's matrix product into a given buffer, in one type."""
+    """A head's matrix product of factors of one type into a given buffer."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         self.weight = weight.detach().to(dtype)
-        self.bias = None if bias is None else bias.detach().to(dtype)
+        self.bias = None if bias is None else bias.detach()
 
     def into(self, buffer: Tensor, hidden: Tensor) -> Tensor:
         """Raw logits (n, V) of hidden states (n, D), in the first n rows of the buffer."""
-        hidden = hidden.to(buffer.dtype)
         out = buffer[: hidden.shape[0]]
-        if self.bias is None:
-            return torch.mm(hidden, self.weight.t(), out=out)
-        return torch.addmm(self.bias, hidden, self.weight.t(), out=out)
+        return product_into(out, hidden.to(self.weight.dtype), self.weight.t(), self.bias)
 
 
 class _Sweep:
@@ -186,10 +182,11 @@ class _Sweep:
         self.tile_rows = even_step(count, most)
         self.block_rows = even_step(self.tile_rows, -(-most // BLOCKS_PER_TILE))
         size = (self.tile_rows, weight.shape[0])
-        self.student_tile = hidden.new_empty(size, dtype=dtype)
+        tile_dtype = product_dtype(hidden.device, dtype)
+        self.student_tile = hidden.new_empty(size, dtype=tile_dtype)
         self.teacher_tile = self.student_tile
         if self.teacher is not None:
-            self.teacher_tile = hidden.new_empty(size, dtype=dtype)
+            self.teacher_tile = hidden.new_empty(size, dtype=tile_dtype)
         self.values = hidden.new_zeros(count, dtype=wide)
         self.weights = job.weights.detach().to(wide)
         self.weighted_from = hidden.new_zeros(count + 1, dtype=torch.float64)
@@ -262,34 +259,16 @@ class _Sweep:
     def _accumulate(self, rows: slice, gradient: Tensor) -> None:
         """Carry the raw logits' gradient (n, V) into hidden states, weight and bias."""
         grad_hidden, grad_weight, grad_bias = self.gradients
+        factor = gradient.to(self.student.weight.dtype)
         if grad_hidden is not None:
-            grad_hidden[rows] = gradient @ self.student.weight
+            grad_hidden[rows] = product(factor, self.student.weight)
         if grad_weight is not None:
-            add_outer(grad_weight, gradient, self.hidden[rows].to(gradient.dtype))
+            add_outer(grad_weight, factor, self.hidden[rows].to(factor.dtype))
         if grad_bias is not None:
             grad_bias += gradient.sum(0, dtype=grad_bias.dtype)
-
-
-def add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left.T @ right, (n, V) and (n, D), to the total (V, D) in the total's own type.
-
-    Narrower factors are multiplied in their type, a slice of the vocabulary at a time, and
-    added in the wider one.
-    """
-    if left.dtype == total.dtype:
-        total.addmm_(left.t(), right)
-        return
-    for part in slices_from_the_end(total.shape[0], VOCABULARY_SLICE):
-        total[part] += left[:, part].t() @ right
 
 
 def even_step(count: int, largest: int) -> int:
     """The step, at most ``largest``, that cuts ``count`` rows into the fewest and evenest parts."""
     parts = max(1, -(-count // largest))
     return max(1, -(-count // parts))
-
-
-def slices_from_the_end(stop: int, step: int) -> Iterator[slice]:
-    """Slices of at most ``step`` that cover [0, stop), the last one first."""
-    for first in reversed(range(0, stop, step)):
-        yield slice(first, min(first + step, stop))

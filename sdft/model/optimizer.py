@@ -48,8 +48,10 @@ def _own(gradient: Tensor) -> Tensor:
 
 
 def _norms(model: nn.Module, order: float) -> Tensor:
-    """Norm of each parameter's gradient, of those that have one, in float32."""
+    """Norm of each parameter's gradient, of those that have one, in float32 or float64."""
     gradients = [_own(each.grad) for each in model.parameters() if each.grad is not None]
     if not gradients:
         return torch.zeros(0)
-    return torch.stack(torch._foreach_norm(gradients, ord=order, dtype=torch.float32))
+    double = any(each.dtype == torch.float64 for each in gradients)
+    dtype = torch.float64 if double else torch.float32
+    return torch.stack(torch._foreach_norm(gradients, ord=order, dtype=dtype))
