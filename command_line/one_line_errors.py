@@ -51,7 +51,16 @@ def condensed(message: str) -> str:
     text = KEY.sub(r"\1:", text)
     text = re.sub(r"Problem with given class_path '([^']+)':", r"\1:", text)
     text = re.sub(r"Expected an? <class '(\w+)'>\. Got value: (\S+)", r"expected \1, got \2", text)
+    choice = r": Expected a typing\.Literal\[(.+?)\]\. Got value: (\S+)"
+    text = re.sub(choice, _choices, text)
     return text.replace("Expected a dot import path string:", "there is no class")
+
+
+def _choices(found: re.Match[str]) -> str:
+    choices = found[1].replace("'", "").split(", ")
+    few = len(choices) < 5
+    named = " or ".join(choices) if few else "one of " + ", ".join(choices)
+    return f" is {found[2]}; it must be {named}"
 
 
 def _telling(lines: Iterable[str]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from transformers import PreTrainedTokenizerBase
@@ -12,8 +12,8 @@ from datamodules.chat_options import ChatOptions, run_clock, template_digests
 from datamodules.documents import DocumentTokenizer
 from datamodules.tokenization import RowTokenizer
 from sdft.model.chat_template import THOUGHT_MARKS
-from sdft.tasks.prompting import TeacherTemplate, TeacherView
-from sdft.tasks.retrieval import check_choice, choose_examples
+from sdft.tasks.prompting import TeacherContext, TeacherTemplate, TeacherView
+from sdft.tasks.retrieval import DemonstrationChoice, check_choice, choose_examples
 from sdft.tasks.tasks import Task, TaskSpec, load_tasks
 from sdft.types import Demonstration
 
@@ -62,10 +62,10 @@ class TaskReading(L.LightningDataModule):
         tasks: list[TaskSpec],
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
-        train_on: str = "demonstrations",
-        teacher_context: str = "both",
+        train_on: Literal["demonstrations", "documents", "prompts"] = "demonstrations",
+        teacher_context: TeacherContext = "both",
         num_demonstrations: int = 1,
-        demonstration_choice: str = "random",
+        demonstration_choice: DemonstrationChoice = "random",
         teacher_template: str = "paper",
         system_prompt: str | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
@@ -73,8 +73,8 @@ class TaskReading(L.LightningDataModule):
         thought_marks: tuple[str, ...] = THOUGHT_MARKS,
         clock: str | None = None,
         max_prompt_tokens: int = 1024,
-        overlong: str = "error",
-        evaluated_as: str = "student",
+        overlong: Literal["error", "drop"] = "error",
+        evaluated_as: Literal["student", "teacher"] = "student",
         data_seed: int = 0,
         seed: int = 0,
     ) -> None:

@@ -25,7 +25,7 @@ from sdft.model.head import VocabularyHead
 from sdft.model.lora import LoRA
 from sdft.model.pretrained import LoadedModel, load_model
 from sdft.model.sharding import shard
-from sdft.rollout.engine_registry import make_engine
+from sdft.rollout.engine_registry import EngineName, make_engine
 from sdft.rollout.request import SamplingSettings
 from sdft.seeds import Stream, mix_seed
 from sdft.types import DemonstrationBatch, TokenIds
@@ -82,7 +82,7 @@ class ContinualModule(StageTraining):
         warmup_steps: int = 10,
         max_new_tokens: int = 1024,
         stop_strings: list[str] | None = None,
-        rollout_engine: str = "in_place",
+        rollout_engine: EngineName = "in_place",
         rollout_engine_options: dict[str, Any] | None = None,
         lora: LoRA | None = None,
         memory: Literal["full", "lean"] = "full",

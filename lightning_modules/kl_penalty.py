@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,7 +33,11 @@ class KLPenaltyModule(SFTModule):
     method_name = "SFT + KL"
 
     def __init__(
-        self, *, penalty: float = 0.1, penalty_direction: str = "reverse_kl", **base: Any
+        self,
+        *,
+        penalty: float = 0.1,
+        penalty_direction: Literal["reverse_kl", "forward_kl"] = "reverse_kl",
+        **base: Any,
     ) -> None:
         super().__init__(**base)
         require_above(0, penalty=penalty)

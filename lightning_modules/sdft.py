@@ -21,9 +21,10 @@ from lightning_modules.options import (
     require_at_least,
 )
 from sdft.loss.distillation import distillation_loss, token_logprobs
+from sdft.loss.divergence_registry import DivergenceName
 from sdft.loss.hidden_states import LossPositions
 from sdft.loss.preambles import Preambles
-from sdft.loss.reductions import effective_sample_size, importance_weights
+from sdft.loss.reductions import Reduction, effective_sample_size, importance_weights
 from sdft.model.lora import digest
 from sdft.model.teacher import make_teacher
 from sdft.model.teacher_options import TeacherOptions
@@ -90,10 +91,10 @@ class SDFTModule(ContinualModule):
     def __init__(
         self,
         *,
-        divergence: str = "forward_kl",
+        divergence: DivergenceName = "forward_kl",
         divergence_options: dict[str, Any] | None = None,
         distillation_temperature: float = 1.0,
-        reduction: str = "sequence_mean",
+        reduction: Reduction = "sequence_mean",
         num_masked_tokens: int = 0,
         masked_preambles: list[str] | None = None,
         teacher: TeacherOptions = EMA_TEACHER,

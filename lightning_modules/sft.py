@@ -11,9 +11,10 @@ from lightning_modules.base import ContinualModule
 from lightning_modules.options import checked_reduction
 from sdft.loss.distillation import cross_entropy_loss, token_logprobs
 from sdft.loss.hidden_states import LossPositions
+from sdft.loss.reductions import Reduction
 from sdft.types import DemonstrationBatch, TokenIds
 
-REDUCTION = "token_mean"  # of SFT, unless another is asked for
+REDUCTION: Reduction = "token_mean"  # of SFT, unless another is asked for
 
 
 class SFTModule(ContinualModule):
@@ -27,7 +28,7 @@ class SFTModule(ContinualModule):
 
     method_name = "SFT"
 
-    def __init__(self, *, reduction: str = REDUCTION, **base: Any) -> None:
+    def __init__(self, *, reduction: Reduction = REDUCTION, **base: Any) -> None:
         super().__init__(**base)
         self.reduction = checked_reduction(reduction)
 

@@ -12,6 +12,7 @@ from lightning_modules.base import ContinualModule
 from lightning_modules.options import NEED_OWN_DRAWS, require
 from lightning_modules.sdft import SDFTModule
 from lightning_modules.sft import SFTModule
+from sdft.loss.divergence_registry import DivergenceName
 from sdft.model.sharding import from_all_ranks
 from sdft.model.teacher_options import TeacherOptions
 from sdft.rollout.request import SamplingSettings
@@ -125,7 +126,7 @@ class OfflineDistillationModule(TeacherSamples, SDFTModule):
     def __init__(
         self,
         *,
-        divergence: str = "forward_kl",
+        divergence: DivergenceName = "forward_kl",
         teacher: TeacherOptions = STAGE_START_TEACHER,
         importance_clip: float | None = None,
         **base: Any,

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 from sdft.loss.divergences import Divergence, ForwardKL, JensenShannon, RaoBlackwellised, ReverseKL
 from sdft.loss.partial_divergences import SampledToken, TopKStudent, TopKTeacher
 
-DIVERGENCES: dict[str, type[Divergence]] = {
+DivergenceName = Literal[
+    "forward_kl",
+    "reverse_kl",
+    "jsd",
+    "sampled_token",
+    "rao_blackwellised",
+    "topk_teacher",
+    "topk_student",
+]
+DIVERGENCES: dict[DivergenceName, type[Divergence]] = {
     "forward_kl": ForwardKL,
     "reverse_kl": ReverseKL,
     "jsd": JensenShannon,
@@ -19,7 +28,7 @@ DIVERGENCES: dict[str, type[Divergence]] = {
 }
 
 
-def make_divergence(name: str, **options: Any) -> Divergence:
+def make_divergence(name: DivergenceName, **options: Any) -> Divergence:
     """The divergence of that name.
 
     Args:

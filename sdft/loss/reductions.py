@@ -7,11 +7,13 @@ weights carry the reduction, so a step gives the same gradient however it is spl
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-REDUCTIONS = ("token_mean", "sequence_mean")
+Reduction = Literal["token_mean", "sequence_mean"]
+REDUCTIONS = get_args(Reduction)
 
 
 def reduction_weights(

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -54,7 +54,7 @@ class LoRA:
     alpha: float = 32.0
     dropout: float = 0.0
     target_modules: str | list[str] = "all-linear"
-    backbone_dtype: str = "float32"
+    backbone_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         dtypes = " or ".join(BACKBONE_DTYPES)

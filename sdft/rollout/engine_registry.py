@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from transformers import PreTrainedModel
 
@@ -31,7 +31,8 @@ class Engine(Protocol):
         """A block in which calls need not bring all ranks together; entering it does."""
 
 
-ENGINES: dict[str, Callable[..., Engine]] = {
+EngineName = Literal["in_place", "generate", "continuous_batching", "vllm"]
+ENGINES: dict[EngineName, Callable[..., Engine]] = {
     "in_place": InPlaceEngine,
     "generate": GenerateEngine,
     "continuous_batching": ContinuousBatchingEngine,
@@ -39,7 +40,7 @@ ENGINES: dict[str, Callable[..., Engine]] = {
 }
 
 
-def make_engine(name: str, **options: Any) -> Engine:
+def make_engine(name: EngineName, **options: Any) -> Engine:
     """Build the engine of a name.
 
     Args:

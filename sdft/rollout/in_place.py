@@ -21,6 +21,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -93,7 +94,9 @@ class InPlaceEngine:
 
     prepared = staticmethod(gathered_weights)
 
-    def __init__(self, dtype: str = "float32", max_cache_tokens: int | None = None) -> None:
+    def __init__(
+        self, dtype: Literal["float32", "bfloat16"] = "float32", max_cache_tokens: int | None = None
+    ) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"dtype of in_place is {dtype}; it must be {' or '.join(DTYPES)}")
         if dtype == "bfloat16" and not computes_in_bfloat16():

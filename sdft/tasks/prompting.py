@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from jinja2 import StrictUndefined
 from jinja2.meta import find_undeclared_variables
@@ -34,7 +34,8 @@ from sdft.types import Demonstration, Message, message_text, with_text
 
 FIELDS = ("question", "demonstration", "context", "examples")
 ROLES = ("user", "assistant", "system")
-TEACHER_CONTEXTS = ("demonstration", "context", "both")
+TeacherContext = Literal["demonstration", "context", "both"]
+TEACHER_CONTEXTS = get_args(TeacherContext)
 
 
 def student_messages(row: Demonstration, system_prompt: str | None = None) -> list[Message]:

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, repeat
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ from torch import Tensor
 from sdft.seeds import Stream, mix_seed
 from sdft.types import Demonstration
 
-CHOICES = ("random", "retrieved")
+DemonstrationChoice = Literal["random", "retrieved"]
+CHOICES = get_args(DemonstrationChoice)
 _WORD = re.compile(r"\w+")
 _BLOCK = 128  # rows whose similarities are held at a time
 

@@ -10,7 +10,7 @@ from sdft.scorers.judge import Judge
 from sdft.scorers.scorer_registry import get_scorer
 from sdft.tasks.columns import check_columns
 from sdft.tasks.generated import GENERATORS, SPLITS, Split
-from sdft.tasks.prompting import TEACHER_CONTEXTS
+from sdft.tasks.prompting import TEACHER_CONTEXTS, TeacherContext
 from sdft.tasks.sources import read_description, shipped_rows
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
@@ -88,7 +88,7 @@ class TaskSpec:
     num_test: int | None = None
     path_where: str | None = None
     context_field: str | None = None
-    teacher_context: str | None = None
+    teacher_context: TeacherContext | None = None
     judge: Judge | None = None
     unscorable: Literal["error", "drop"] = "error"
     prompts_only: bool = False
