@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from callbacks.stage_checkpoint import at_stage_end
 from sdft.evaluation.general_prompts import TokenMean, general_prompts, token_mean
@@ -21,7 +21,7 @@ from sdft.loss.hidden_states import LossPositions
 from sdft.loss.reference_answers import ReferenceAnswers
 from sdft.model.modes import evaluation_mode
 from sdft.model.sharding import gathered_weights
-from sdft.runs.files import write_text_atomically
+from sdft.runs.files import write_bytes_atomically, write_text_atomically
 from sdft.seeds import Stream, mix_seed
 from sdft.tasks.tasks import Task
 from sdft.types import Demonstration
@@ -124,7 +124,8 @@ class TrajectoryTracker(L.Callback):
         answers = sampled_answers(module, prompts, self.max_new_tokens)
         if trainer.is_global_zero:
             unkept = answers.rest.exp().mean().item()
-            save_file(answers.state(), file, metadata={"unkept": f"{unkept:.6f}"})
+            content = save(answers.state(), metadata={"unkept": f"{unkept:.6f}"})
+            write_bytes_atomically(file, content)
         return answers
 
     def _add_row(self, trainer: L.Trainer, module: Any) -> None:
