@@ -41,7 +41,7 @@ class Reading:
 
 
 def check_rows(module: Any, data: Any) -> None:
-    """Refuse rows that the student cannot read, before any step is taken.
+    """Refuse rows that the student, or another model that teaches it, cannot read.
 
     Rows are tokenized for it only where the tokenizer has more tokens than the model, or where
     the options allow rows longer than the model's positions.
@@ -54,7 +54,20 @@ def check_rows(module: Any, data: Any) -> None:
         ValueError: A token id without an embedding, a row that needs more positions than the model
             has, or rows so long that the model reads others differently beside them.
     """
-    model, tokenizer = module.student, module.tokenizer
+    for model in _models(module):
+        _check_rows(module, data, model)
+
+
+def _models(module: Any) -> Iterator[Any]:
+    """The student, and its teacher where that is another model than a copy."""
+    yield module.student
+    teacher = getattr(module, "teacher", None)
+    if teacher is not None and teacher.kind == "model":
+        yield teacher.model
+
+
+def _check_rows(module: Any, data: Any, model: Any) -> None:
+    tokenizer = module.tokenizer
     count, positions = num_token_ids(model), num_positions(model)
     if max(tokenizer.get_vocab().values()) >= count:
         for reading in _readings(module, data):

@@ -116,6 +116,12 @@ def test_rows_that_would_depend_on_their_neighbours_are_refused(tmp_path):
         train(module, tmp_path, train_on="prompts")
 
 
+def test_another_models_positions_count_where_it_teaches(tmp_path):
+    teacher = {"kind": "model", "pretrained": short_gpt2(tmp_path, 30)}
+    with pytest.raises(ValueError, match="positions, and the model has 30"):
+        train(sdft(OnPolicyDistillationModule, teacher=teacher), tmp_path, train_on="prompts")
+
+
 def test_model_that_reads_ahead_is_refused_when_it_is_loaded(tmp_path):
     options = {**COMMON, "vocab_size": NUM_IDS}
     path = saved(tmp_path, lambda: BertLMHeadModel(BertConfig(**options)))
