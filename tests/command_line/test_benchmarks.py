@@ -69,3 +69,19 @@ def test_linear_cost_draws_both_series(tmp_path):
     figures = last_line("benchmarks/linear_cost.py", "--quick", "--image", str(image))
     assert set(figures) == {"length_slope", "batch_slope"}
     assert image.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_runs_on_a_cpu_and_ends_with_one_line(tmp_path):
+    shape = {"model_type": "qwen2", "hidden_size": 64, "intermediate_size": 128, "vocab_size": 512}
+    shape |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    (tmp_path / "shape.json").write_text(json.dumps(shape))
+    options = ["--device=cpu", "--tiny", "--minutes=1", f"--shape={tmp_path / 'shape.json'}"]
+    found = last_line("-m", "benchmarks.gpu", *options)
+    assert found["device"] == "CPU"
+    assert found["ceilings"].keys() == {"tflops", "gb_per_s"}
+    assert {"in_place", "generate"} <= found["small"].keys()
+    phases = {"rollout", "teacher", "student", "backward", "optimizer", "teacher_update"}
+    for each in (found["small"]["in_place"], found["lean"]["phases"]):
+        assert all(each[phase] > 0 for phase in phases)
+    assert found["lean"]["planned_peak_gib"] > 0
