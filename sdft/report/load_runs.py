@@ -60,6 +60,7 @@ class TrajectoryRow:
     task: str
     step: int
     accuracy: Shares
+    demonstration_nll: Mapping[str, float | None]
     general_drift: float | None
 
 
@@ -266,6 +267,12 @@ def _trajectory(path: Path) -> tuple[TrajectoryRow, ...]:
             task=text(member(record, "task", str, f"{where}: "), f"{where}: 'task'"),
             step=member(record, "step", int, f"{where}: "),
             accuracy=_shares(member(record, "accuracy", dict, f"{where}: "), where),
+            demonstration_nll={
+                text(name, where): amount(value, f"{where}: {name!r}")
+                for name, value in of_kind(
+                    record.get("demonstration_nll", {}), dict, f"{where}: 'demonstration_nll'"
+                ).items()
+            },
             general_drift=amount(record.get("general_drift"), f"{where}: 'general_drift'"),
         )
         for where, record in read_records(path)

@@ -45,6 +45,42 @@ class Method:
 
 
 @dataclass(frozen=True)
+class Learning:
+    """How much of a task was learned.
+
+    Args:
+        name: As in "at equal accuracy".
+        unit: Of the values that are shown.
+        scale: From a value to what is shown.
+        of: (rows of the stage so far, task) -> the learning; None if not measured.
+    """
+
+    name: str
+    unit: str
+    scale: float
+    of: Callable[[Sequence[TrajectoryRow], str], float | None]
+
+    def shown(self, value: float) -> str:
+        """A value with its unit."""
+        return f"{self.scale * value:.{0 if self.scale > 1 else 2}f} {self.unit}"
+
+
+def _accuracy(rows: Sequence[TrajectoryRow], task: str) -> float | None:
+    return rows[-1].accuracy.get(task)
+
+
+def _likelihood(rows: Sequence[TrajectoryRow], task: str) -> float | None:
+    before, now = (row.demonstration_nll.get(task) for row in (rows[0], rows[-1]))
+    return None if before is None or now is None else before - now
+
+
+LEARNINGS = (
+    Learning("accuracy", "%", 100, _accuracy),
+    Learning("gain in log-likelihood of the demonstrations", "nats a token", 1, _likelihood),
+)
+
+
+@dataclass(frozen=True)
 class Price:
     """What learning a task costs.
 
@@ -106,6 +142,7 @@ class TradeOff:
 
     Args:
         task: What was learned.
+        learning: How that is measured.
         price: What it costs.
         points: Method -> all points of all its seeds and rates, by trajectory.
         best: Most learning: the highest mean over seeds of any method and rate.
@@ -113,6 +150,7 @@ class TradeOff:
     """
 
     task: str
+    learning: Learning
     price: str
     points: Mapping[str, Sequence[Sequence[Point]]]
     best: float
@@ -128,22 +166,21 @@ class TradeOff:
             for points in method.trajectories.values()
         ]
         named["most that all runs reached"] = min(highest)
-        return {f"{100 * value:.0f} % ({name})": value for name, value in named.items() if value}
+        shown = self.learning.shown
+        return {f"{shown(value)} ({name})": value for name, value in named.items() if value > 0}
 
 
 def trade_offs(comparison: Comparison) -> list[TradeOff]:
-    """A trade-off for every task and price that runs have trajectories of."""
+    """A trade-off for every task, price and measure of learning in the runs' trajectories."""
     methods = _methods(comparison)
-    found = []
-    for stage, task in enumerate(comparison.tasks):
-        for price in PRICES:
-            if price.needs_earlier and not stage:
-                continue
-            earlier = comparison.tasks[:stage]
-            one = _trade_off(methods, task, price, earlier)
-            if one is not None:
-                found.append(one)
-    return found
+    found = (
+        _trade_off(methods, comparison.tasks[: stage + 1], learning, price)
+        for stage in range(len(comparison.tasks))
+        for price in PRICES
+        for learning in LEARNINGS
+        if stage or not price.needs_earlier
+    )
+    return [each for each in found if each is not None]
 
 
 def _methods(comparison: Comparison) -> list[Method]:
@@ -165,22 +202,24 @@ def _methods(comparison: Comparison) -> list[Method]:
     return methods
 
 
-def _points(run: Run, task: str, price: Price, earlier: Sequence[str]) -> list[Point]:
+def _points(run: Run, tasks: Sequence[str], learning: Learning, price: Price) -> list[Point]:
+    *earlier, task = tasks
     rows = [row for row in run.trajectory or () if row.task == task]
     points = []
-    for place, row in enumerate(rows):
-        learning = row.accuracy.get(task)
-        if learning is not None:
-            points.append(Point(learning, price.of(rows[: place + 1], earlier)))
+    for place in range(len(rows)):
+        so_far = rows[: place + 1]
+        learned = learning.of(so_far, task)
+        if learned is not None:
+            points.append(Point(learned, price.of(so_far, earlier)))
     return points
 
 
 def _trade_off(
-    methods: Sequence[Method], task: str, price: Price, earlier: Sequence[str]
+    methods: Sequence[Method], tasks: Sequence[str], learning: Learning, price: Price
 ) -> TradeOff | None:
     by_method = [
         {
-            rate: {seed: _points(run, task, price, earlier) for seed, run in runs.items()}
+            rate: {seed: _points(run, tasks, learning, price) for seed, run in runs.items()}
             for rate, runs in method.runs.items()
         }
         for method in methods
@@ -197,7 +236,7 @@ def _trade_off(
         for method, rates in zip(methods, by_method, strict=True)
     }
     chosen = [_chosen(*each, best) for each in zip(methods, by_method, strict=True)]
-    return TradeOff(task, price.name, points, best, chosen)
+    return TradeOff(tasks[-1], learning, price.name, points, best, chosen)
 
 
 def _chosen(

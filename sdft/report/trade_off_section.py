@@ -15,7 +15,7 @@ from sdft.report.comparison import Comparison
 from sdft.report.matched_learning import PairedDifference, best_learning, paired_difference
 from sdft.report.panels import Chart, Panel
 from sdft.report.tables import Cell, Table
-from sdft.report.trade_off import TradeOff, trade_offs
+from sdft.report.trade_off import LEARNINGS, TradeOff, trade_offs
 
 NOT_REACHED = "not reached"
 
@@ -25,17 +25,18 @@ def matched_table(trade_off: TradeOff) -> Table:
     rows = []
     for method in trade_off.chosen:
         cells = [Cell(f"{method.rate:g}"), Cell(method.how)]
-        cells.append(Cell(_percent(best_learning(method.trajectories.values()))))
+        most = best_learning(method.trajectories.values())
+        cells.append(Cell(trade_off.learning.shown(most)))
         for target in trade_off.targets.values():
             prices = list(method.prices(target).values())
             cells.append(Cell(_price(prices)))
         rows.append((method.label, cells))
-    columns = ["learning rate", "chosen as", "most learned, %", *trade_off.targets]
-    return Table(trade_off.price, columns, rows)
+    columns = ["learning rate", "chosen as", "most learned", *trade_off.targets]
+    return Table(_corner(trade_off), columns, rows)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f}"
+def _corner(trade_off: TradeOff) -> str:
+    return f"{trade_off.price}, at equal {trade_off.learning.name}"
 
 
 def _price(prices: Sequence[float | None]) -> str:
@@ -54,7 +55,7 @@ def pair_table(trade_off: TradeOff) -> Table:
             difference = paired_difference(one.prices(target), other.prices(target))
             rows.append((f"{one.label} minus {other.label} at {name}", list(_cells(difference))))
     columns = ["difference", "95 % interval (bootstrap over seeds)", "p (sign flips)", "seeds"]
-    return Table(f"difference in {trade_off.price}", columns, rows)
+    return Table(f"difference in {_corner(trade_off)}", columns, rows)
 
 
 def _cells(found: PairedDifference) -> Iterator[Cell]:
@@ -76,6 +77,7 @@ def trade_off_chart(comparison: Comparison) -> Chart:
             partial(_draw, trade_off=each),
         )
         for each in trade_offs(comparison)
+        if each.learning is LEARNINGS[0]
     ]
     caption = (
         "What learning costs: a faint line is a run, its points are measurements inside the stage, "

@@ -23,6 +23,7 @@ def trajectory(price, reach=1.0, lost=0.0):
                     "step": step,
                     "accuracy": {"one": one, "two": learned if task == "two" else 0.0},
                     "general_drift": price * learned,
+                    "demonstration_nll": {task: 3.0 - 2.0 * learned},
                 }
             )
     return rows
@@ -54,7 +55,7 @@ def test_methods_are_compared_at_equal_learning_by_seed(runs):
         for method, of in prices.items()
         for seed, price in enumerate(of)
     ]
-    drift_one, drift_two, forgetting_two = found(folders)
+    drift_one, by_likelihood, drift_two, _, forgetting_two, _ = found(folders)
     assert [each.task for each in (drift_one, drift_two, forgetting_two)] == ["one", "two", "two"]
     assert drift_one.best == 1.0
     rows = texts(pair_table(drift_one))
@@ -63,6 +64,10 @@ def test_methods_are_compared_at_equal_learning_by_seed(runs):
     assert half[2:] == ["0.25", "3 of 3"]  # 2 of 8 sign patterns
     low, high = map(float, half[1].split(" to "))
     assert -0.65 <= low < -0.58 < high <= -0.5
+    same = texts(pair_table(by_likelihood))[
+        "SDFT minus SFT at 1.00 nats a token (50 % of the best)"
+    ]
+    assert same == half  # two nats are gained where everything is learned
     matched = texts(matched_table(drift_one))
     assert matched["SDFT"][3].startswith("0.55 ±")
     assert matched["SFT"][5].startswith("2.04 ±")
