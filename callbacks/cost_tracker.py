@@ -23,7 +23,7 @@ class CostTracker(L.Callback):
 
     FLOPs are those of the passes that the method reports, and are compared with those of SFT on the
     stage's own rows; what a model of an unknown architecture takes is null. Checkpoints hold the
-    sums, so a resumed run goes on counting; what a killed run did after its last checkpoint is not
+    sums, so a resumed run continues them; what a killed run did after its last checkpoint is not
     in them. Seconds and FLOPs are those of this process; the peak of memory is that of the process
     which wrote the file.
     """
@@ -44,7 +44,7 @@ class CostTracker(L.Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint's sums."""
+        """Continue from a checkpoint's sums."""
         self._num_steps, self._tokens = state_dict["num_steps"], state_dict["tokens"]
         self._seconds = Counter(state_dict["seconds"])
         self._flops = dict(state_dict["flops"])

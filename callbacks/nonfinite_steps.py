@@ -1,4 +1,4 @@
-"""What was wrong with the steps that were skipped."""
+"""Steps that were not finite: skipped, counted and saved."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class SkippedSteps(L.Callback):
         return {"num_skipped": self.num_skipped, "num_in_a_row": self.num_in_a_row}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint's counts."""
+        """Continue from a checkpoint's counts."""
         self.num_skipped, self.num_in_a_row = state_dict["num_skipped"], state_dict["num_in_a_row"]
 
     def on_train_batch_end(

@@ -260,8 +260,8 @@ class SDFTModule(ContinualModule):
         self, batch: DemonstrationBatch, rollout: Rollout, positions: LossPositions
     ) -> Tensor:
         """(N, D) hidden states of the student, with gradient."""
-        prompts = batch.student_prompts
-        return self.scored("student", self.student, prompts, rollout.completions, positions)
+        read = batch.student_prompts, rollout.completions
+        return self.scored("student", self.student, *read, positions)
 
     def loss_positions(self, rollout: Rollout) -> LossPositions:
         """The N positions the loss reads: a prefix score reads the masked tokens' too."""
@@ -274,13 +274,11 @@ class SDFTModule(ContinualModule):
 
     def importance(self, rollout: Rollout, positions: LossPositions, student: Tensor) -> Tensor:
         """(N,) clipped ratios of the student's to the sampler's probability of each token."""
-        temperature = self.sampling.temperature
         self.passes.projected("student", self.student, len(positions), gradient=False)
-        ratios = importance_weights(
-            token_logprobs(student, self.student_head, positions.tokens, temperature=temperature),
-            positions.gather(rollout.logprobs),
-            self.importance_clip,
-        )
+        drawn_at = {"temperature": self.sampling.temperature}
+        own = token_logprobs(student, self.student_head, positions.tokens, **drawn_at)
+        sampler = positions.gather(rollout.logprobs)
+        ratios = importance_weights(own, sampler, self.importance_clip)
         if len(ratios):
             share = effective_sample_size(ratios) / len(ratios)
             self.log("train/importance_ess", share, batch_size=len(ratios))

@@ -1,4 +1,4 @@
-"""Methods that learn offline, from completions drawn once from the shown teacher (figure 6)."""
+"""Methods that learn offline, from completions that the teacher drew once (figure 6)."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class TeacherSamples(ContinualModule):
 
 
 class TeacherSFTModule(TeacherSamples, SFTModule):
-    """SFT on samples of the teacher: cross-entropy on what the shown model itself would answer.
+    """SFT on samples of the teacher: its demonstration-conditioned answers are imitated.
 
     Args:
         temperature: Sampling temperature of the teacher's completions.
