@@ -13,9 +13,11 @@ from sdft.evaluation.general_prompts import general_prompts
 from sdft.loss.hidden_states import LossPositions
 from sdft.loss.reference_answers import ReferenceAnswers
 from sdft.seeds import Stream, mix_seed
+from sdft.tasks.sources.description import DESCRIPTIONS
 from sdft.types import Demonstration
 
-EARLIER_TASKS = "earlier_tasks"
+EARLIER_TASKS, GENERAL = "earlier_tasks", "general_prompts"
+GENERAL_FILE = DESCRIPTIONS / GENERAL / "train.jsonl"
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,9 @@ class Anchor:
 
     Args:
         weight: β, above 0.
-        prompts: JSON Lines file of general prompts (id, prompt), or earlier_tasks: the prompts of
-            earlier tasks' training rows; the first stage then has no anchor.
+        prompts: general_prompts, those that come with the package; earlier_tasks, the prompts of
+            earlier tasks' training rows, so that the first stage has no anchor; or a JSON Lines
+            file of others (id, prompt).
         num_prompts: Answers recorded at a stage's start.
         rows_per_step: Of these, read at each optimizer step of a process, in turn.
         max_new_tokens: Longest answer.
@@ -63,7 +66,8 @@ class StageAnchor:
         self.last_read: ReferenceAnswers | None = None  # of the last training step, for callbacks
         self._general: list[Demonstration] = []
         if options.prompts != EARLIER_TASKS:
-            self._general = general_prompts(options.prompts, options.num_prompts)
+            file = GENERAL_FILE if options.prompts == GENERAL else options.prompts
+            self._general = general_prompts(str(file), options.num_prompts)
 
     def start_stage(self, module: Any) -> None:
         """Record the answers of the student as it is."""

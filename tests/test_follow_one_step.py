@@ -32,11 +32,9 @@ def listed():
     section = text.partition("## Follow one step")[2].partition("\n## ")[0]
     steps = re.findall(r"^\d+\. `([^`]+)`", section, flags=re.MULTILINE)
     helpers = []
-    for folder, names in re.findall(
-        r"`(\w*)/?(?:\{([\w,]+)\})?[^`]*`", section.split("helpers")[1]
-    ):
-        helpers += [f"sdft/{folder}/{name}.py" for name in names.split(",")] if names else []
-    helpers += ["sdft/types.py", "sdft/seeds.py", "sdft/evaluation/cost.py"]
+    for name in re.findall(r"`([\w/{},]+)`", section.partition("small helpers")[2]):
+        folder, _, files = name.partition("{")
+        helpers += [f"sdft/{folder}{file}.py" for file in files.rstrip("}").split(",")]
     return steps, helpers
 
 
