@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -208,7 +209,8 @@ class SDFTModule(ContinualModule):
     def sample(self, batch: DemonstrationBatch) -> Rollout:
         """One completion per prompt from the student; off-policy rows have the demonstration."""
         rows = self.on_policy_rows(len(batch))
-        drawn = self._draw(batch, rows) if rows else None
+        with self.prepared() if self.on_policy_fraction else nullcontext():  # on every rank
+            drawn = self._draw(batch, rows) if rows else None
         self.clock.lap("sample")
         if drawn is not None:
             self._log_rollout(drawn)

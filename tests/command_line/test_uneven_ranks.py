@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from datamodules.loaders import EvaluationLoader, Share
+from sdft.rollout.mixing import on_policy_rows
 from sdft.stages import StagePlan
 from tests.child_runs import run_ranks, write_config
 from tests.command_line.test_strategies import losses, ranks_of
@@ -84,3 +85,13 @@ def test_teacher_samples_are_drawn_where_not_all_ranks_have_new_rows(method, str
     run_dir = fit(tmp_path, config, strategy, f"--seed_everything={seed}")
     assert all(torch.isfinite(torch.tensor(losses(run_dir))))
     assert len(losses(run_dir)) == 5 + 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_some_ranks_may_have_no_row_to_sample_for(strategy, tmp_path):
+    rows = [on_policy_rows(0.25, range(rank, 4, 2)) for rank in range(2)]
+    assert sorted(map(len, rows)) == [0, 1]
+    config = write_config(tmp_path, on_policy_fraction=0.25)
+    changed(config, batch_size=4)
+    assert all(loss > 0 for loss in losses(fit(tmp_path, config, strategy)))
