@@ -134,9 +134,10 @@ def test_every_configuration_of_the_experiments_is_tried():
     assert small - {path.name for path in tried} == {"quickstart_lora.yaml"}
 
 
-def test_adapters_behind_the_papers_model_are_options_of_the_module():
+def test_the_papers_model_on_one_h200_trains_all_weights():
     options = read(CONFIGS / "paper" / "one_h200.yaml")["model"]["init_args"]
-    assert options["lora"] == {"r": 64, "backbone_dtype": "bfloat16"}
+    assert options == {"memory": "lean"}
+    assert "lora" not in read(CONFIGS / "gpu" / "qwen2.5-7b_one_h200.yaml")["model"]["init_args"]
 
 
 def test_capabilities_from_fetched_rows_are_an_option_away(public_data):
