@@ -35,7 +35,7 @@ from command_line.one_line_errors import OneLineParser, condensed
 from command_line.renamed_keys import refuse_renamed
 from command_line.shipped_configs import CONFIGS, with_shipped_configs
 from command_line.trainer_settings import check_trainer, settle_loggers, suited_callbacks
-from datamodules import ContinualDataModule, fit_sequence
+from datamodules import ContinualDataModule, fit_sequence, without_lightning_chatter
 from lightning_modules import ContinualModule
 from sdft.runs.checkpoint_files import ResumeError, read_summary
 from sdft.runs.failures import StoppedEarly, UsageError, explained
@@ -255,14 +255,15 @@ def parsed(args: list[str] | None, cli: type[ContinualCLI]) -> ContinualCLI:
     if args is None:
         sys.argv[1:] = arguments  # given both, Lightning warns
     defaults = {"default_config_files": [str(CONFIGS / "defaults.yaml")]}
-    return cli(
-        ContinualModule,
-        ContinualDataModule,
-        subclass_mode_model=True,
-        auto_configure_optimizers=False,
-        seed_everything_default=42,
-        save_config_callback=RunDirectory,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs=dict.fromkeys(ContinualCLI.subcommands(), defaults),
-        args=None if args is None else arguments,
-    )
+    with without_lightning_chatter():
+        return cli(
+            ContinualModule,
+            ContinualDataModule,
+            subclass_mode_model=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=42,
+            save_config_callback=RunDirectory,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs=dict.fromkeys(ContinualCLI.subcommands(), defaults),
+            args=None if args is None else arguments,
+        )

@@ -57,6 +57,7 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
         "set ddp, or lightning.pytorch.strategies.ModelParallelStrategy, as in configs/strategy",
     ),
 }
+CHATTER = ("`Trainer.fit` stopped: `max_epochs=", "\N{ELECTRIC LIGHT BULB} Tip:")
 EXPECTED_WARNINGS = (
     r"Found \d+ module\(s\) in eval mode",  # the teacher is, on purpose
     r"Checkpoint directory .* exists and is not empty",  # by the second stage it is
@@ -124,7 +125,7 @@ def without_lightning_chatter() -> Iterator[None]:
     """Leave out what is said at every stage, and is true of every run or no concern of its user."""
 
     def says_more(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith("`Trainer.fit` stopped: `max_epochs=")
+        return not record.getMessage().startswith(CHATTER)
 
     talker = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     talker.addFilter(says_more)

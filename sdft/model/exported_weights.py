@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -50,6 +49,8 @@ def plain_weights(
 
 
 def _plain(model: nn.Module, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
+    from peft.tuners.lora import LoraLayer  # late: the command line's --help needs no peft
+
     adapted = {name: each for name, each in model.named_modules() if isinstance(each, LoraLayer)}
     saved = model.state_dict(keep_vars=True)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -76,6 +74,8 @@ def add_adapters(model: PreTrainedModel, lora: LoRA, seed: int) -> None:
         ValueError: An adapted layer shares its weight with another layer, as an embedding tied to
             the output head does.
     """
+    from peft import LoraConfig, inject_adapter_in_model  # late: --help and most runs need no peft
+
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
@@ -159,6 +159,8 @@ def save_adapters(model: nn.Module, base: str, directory: Path, rank: int = 0) -
     if rank != 0 or not adapted:
         return
     layer = next(iter(adapted.values()))
+    from peft import LoraConfig
+
     config = LoraConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
@@ -171,7 +173,9 @@ def save_adapters(model: nn.Module, base: str, directory: Path, rank: int = 0) -
     config.save_pretrained(str(directory))
 
 
-def _adapted_layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:
+def _adapted_layers(model: nn.Module) -> list[tuple[str, Any]]:
+    from peft.tuners.lora import LoraLayer
+
     return [
         (name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)
     ]

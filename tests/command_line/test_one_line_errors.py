@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import yaml
 
@@ -109,3 +112,14 @@ def test_the_help_of_ckpt_path_has_the_values_it_takes(config, tmp_path):
     text = " ".join(log.read_text().split())
     assert "last or previous (in the run's folder), auto (last, or a new run" in text
     assert "hpc" not in text
+
+
+def test_help_imports_nothing_heavy_that_lightning_does_not():
+    program = (
+        "import sys, command_line\n"
+        "try: command_line.main(['fit', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'peft', 'datasets', 'lm_eval', 'pyarrow'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert done.stdout.decode().splitlines()[-1] == "[]"
