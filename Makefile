@@ -56,7 +56,7 @@ test-newest:
 
 # A real vLLM server on the CPU, in an environment of its own (about 3 GB), and the tests against it:
 # some five minutes on two cores, beside the installation.
-VLLM_VENV ?= .venv-vllm
+VLLM_VENV ?= $(VENV)-vllm
 
 test-vllm: install-dev $(VLLM_VENV)/.installed
 	SDFT_VLLM="$(abspath $(VLLM_VENV))/bin/vllm" OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
@@ -122,4 +122,4 @@ audit: install-dev
 	$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements-dev.lock
 
 clean:
-	rm -rf $(VENV) $(VENV)-docs $(VENV)-newest $(VENV)-trackers build *.egg-info
+	rm -rf $(VENV) $(VENV)-docs $(VENV)-newest $(VENV)-trackers $(VLLM_VENV) build *.egg-info
