@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 RESERVED = {
     "messages",
+    "chat_template",
     "conversation",
     "add_generation_prompt",
     "continue_final_message",
