@@ -40,7 +40,7 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     f"{where}: the line has more than {MAX_LINE_BYTES:,} bytes; "
                     "a row is one line, so check for missing line breaks or shorten the row"
                 )
-            text = _decode(line, where, first=number == 1)
+            text = decode_line(line, where, first=number == 1)
             if text.strip():
                 yield where, _parse(text, where)
 
@@ -52,7 +52,7 @@ def read_list(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         ValueError: The file is not UTF-8, not a list, or an entry is not a JSON object.
     """
     with opened(path) as stream:
-        rows = _parse(_decode(stream.read(), str(path), first=True), str(path), list)
+        rows = _parse(decode_line(stream.read(), str(path), first=True), str(path), list)
     for number, row in enumerate(rows, start=1):
         where = f"{path}: row {number}"
         if not isinstance(row, dict):
@@ -90,7 +90,12 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         raise ValueError(f"{path}: not a whole zstd file ({error}); compress it again") from error
 
 
-def _decode(line: bytes, where: str, *, first: bool) -> str:
+def decode_line(line: bytes, where: str, *, first: bool) -> str:
+    """A line's text, without the byte order mark that a file's first line may begin with.
+
+    Raises:
+        ValueError: It is not UTF-8.
+    """
     try:
         return line.decode("utf-8-sig" if first else "utf-8")
     except UnicodeDecodeError as error:

@@ -8,14 +8,14 @@ has lines, and ``file: row n`` elsewhere.
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from sdft.runs.jsonl import MAX_LINE_BYTES, opened, read_list, read_records
+from sdft.runs.jsonl import MAX_LINE_BYTES, decode_line, opened, read_list, read_records
 
-TEXTS = ("id", "prompt", "demonstration", "context")  # text, whatever type a column has
+TEXTS = ("id", "prompt", "demonstration", "answer", "context")  # text, whatever type a column has
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 LINES = (".jsonl", ".ndjson", ".json", *DELIMITERS)
 SUFFIXES = (
@@ -74,21 +74,25 @@ def _read_delimited(path: Path, delimiter: str) -> Iterator[Record]:
     """Every cell is text, as it is written; None for an empty one."""
     csv.field_size_limit(MAX_LINE_BYTES)
     with opened(path) as stream:
-        text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
-        rows = csv.reader(text, delimiter=delimiter, strict=True)
-        start = 0
+        lines = (
+            decode_line(line, f"{path}:{number}", first=number == 1)
+            for number, line in enumerate(stream, start=1)
+        )
+        first = next(lines, "")
+        if delimiter == "," and ";" in first and "," not in first:
+            delimiter = ";"  # as spreadsheets write it where a comma is in numbers
+        rows = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
+        end = 0
         header: list[str] = []
         try:
             for cells in rows:
-                where, start = f"{path}:{start + 1}", rows.line_num
+                where, end = f"{path}:{end + 1}", rows.line_num
                 if not header:
                     header = _header(cells, where)
                 elif cells:
                     yield where, _cells(cells, header, where)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 behind line {start}; save it as UTF-8") from error
         except csv.Error as error:
-            raise ValueError(f"{path}:{start + 1}: {error}; check the quotes") from error
+            raise ValueError(f"{path}:{end + 1}: {error}; check the quotes") from error
 
 
 def _header(cells: list[str], where: str) -> list[str]:
@@ -139,7 +143,7 @@ def as_fields(record: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any
     """
     record = {name: value for name, value in record.items() if value is not None}
     own = {
-        name: str(value) if name in TEXTS and isinstance(value, int | float) else value
+        name: str(value) if name in TEXTS and _is_number(value) else value
         for name, value in record.items()
         if name in fields
     }
@@ -148,6 +152,10 @@ def as_fields(record: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any
         return own
     meta = own.get("meta")
     return {**own, "meta": {**others, **(meta if isinstance(meta, dict) else {})}}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _plain(value: Any) -> Any:

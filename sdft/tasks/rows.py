@@ -17,6 +17,10 @@ from sdft.tasks.row_files import as_fields, is_table, read_file
 from sdft.types import Demonstration, Message, TextPart
 
 FIELDS = ("id", "task", "prompt", "demonstration", "answer", "context", "meta")
+HINTS = {
+    "messages": "put the messages before the assistant's last in 'prompt', and its text in "
+    "'demonstration'"
+}
 ROLES = ("system", "developer", "user", "assistant", "tool")
 INSTRUCTING_ROLES = ("system", "developer")
 MESSAGE_FIELDS = {"role", "content", "name", "tool_calls", "tool_call_id"}
@@ -126,7 +130,7 @@ def check_fields(record: Mapping[str, Any], where: str) -> None:
         if name not in FIELDS:
             raise ValueError(
                 f"{where}: unknown field {name!r:.80}; a row has {', '.join(FIELDS)}: "
-                "put other values under 'meta'"
+                + HINTS.get(name, "put other values under 'meta'")
             )
         check_json(value, f"{where}: field {name!r}")
     if not isinstance(record.get("task", ""), str):
