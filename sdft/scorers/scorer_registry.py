@@ -3,7 +3,7 @@
 A scorer is ``scorer(completion, row) -> float``. The completion may be any text: a scorer gives
 it a score, never an exception, in time linear in its length. Of a completion that begins with the
 question, word for word, what follows is scored; published rules read all of it. The row's gold
-answer must have the form the scorer needs; :func:`check_row` says so when a task is loaded.
+answer must have the form the scorer needs; loading a task says so.
 """
 
 from __future__ import annotations
@@ -155,12 +155,3 @@ def get_scorer(name: str, judge: Judge | None = None) -> Scorer:
         rules = {rule: partial(judge.score, rule) for rule in SCORE_OF_VERDICT}
         return Scorer(name, reference_gold, rules[name], rules)
     return SCORERS[name]
-
-
-def check_row(scorer_name: str, row: Demonstration) -> None:
-    """Check that a row's gold answer has the form the scorer needs.
-
-    Raises:
-        ValueError: It has not, or the scorer is unknown; the message names the row.
-    """
-    get_scorer(scorer_name).gold(row)

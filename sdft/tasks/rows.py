@@ -109,12 +109,6 @@ def row_from(
     )
 
 
-def _id_of_place(path: Path, where: str) -> str:
-    """Such as ``train-3``, for ``train.jsonl:3`` and for ``train.parquet: row 3``."""
-    number = where.rpartition(":")[2].split()[-1]
-    return f"{path.name.split('.')[0]}-{number}"
-
-
 def _named(number: Any) -> Any:
     """An id as text: numbers are as good."""
     return str(number) if isinstance(number, int) and not isinstance(number, bool) else number

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdft.scorers.scorer_registry import SCORER_OF_SCORING, SCORERS, check_row, get_scorer
+from sdft.scorers.scorer_registry import SCORER_OF_SCORING, SCORERS, get_scorer
 from sdft.types import Demonstration
 
 FUZZ = settings(deadline=None, max_examples=100, database=None)
@@ -108,10 +108,10 @@ def test_ten_megabytes_are_scored_in_linear_time(name):
 
 @EVERY_SCORER
 def test_an_unsuitable_gold_answer_is_an_error_when_rows_are_checked(name):
-    check_row(name, make_row(name))
+    get_scorer(name).gold(make_row(name))
     bad = Demonstration("row-7", "task", make_row(name).prompt, "", False)
     with pytest.raises(ValueError, match=f"row 'row-7': the scorer '{name}' needs "):
-        check_row(name, bad)
+        get_scorer(name).gold(bad)
 
 
 @EVERY_SCORER
@@ -152,7 +152,7 @@ def test_any_gold_answer_is_accepted_or_a_value_error(answer):
     for name in SCORERS:
         row = Demonstration("row-7", "task", make_row(name).prompt, "", answer)
         try:
-            check_row(name, row)
+            get_scorer(name).gold(row)
         except ValueError:
             continue
         assert 0 <= SCORERS[name](json.dumps(answer), row) <= 1
