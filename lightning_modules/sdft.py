@@ -211,9 +211,6 @@ class SDFTModule(ContinualModule):
         rows = self.on_policy_rows(len(batch))
         with self.prepared() if self.on_policy_fraction else nullcontext():  # on every rank
             drawn = self._draw(batch, rows) if rows else None
-        self.clock.lap("sample")
-        if drawn is not None:
-            self._log_rollout(drawn)
         self.last_rollout = rollout = beside_demonstrations(drawn, rows, batch.demonstrations)
         return rollout
 
@@ -221,9 +218,9 @@ class SDFTModule(ContinualModule):
         """Rows of this rank's batch to sample for: λ of all rows of the run."""
         if self.on_policy_fraction == 1:
             return list(range(num_rows))
-        rank, num_ranks = self.trainer.global_rank, self.trainer.world_size
-        first = self.trainer.global_step * num_rows * num_ranks + rank
-        places = range(first, first + num_rows * num_ranks, num_ranks)
+        ranks, step = self.trainer.world_size, self.trainer.global_step
+        place = step * num_rows * ranks + self.trainer.global_rank  # of the first row
+        places = range(place, place + num_rows * ranks, ranks)
         return on_policy_rows(self.on_policy_fraction, places)
 
     def _draw(self, batch: DemonstrationBatch, rows: list[int]) -> Rollout:
@@ -236,6 +233,8 @@ class SDFTModule(ContinualModule):
             drafts=[batch.demonstrations[row] for row in rows],
         )
         self.passes.sampled(self.student, prompts, drawn.completions)
+        self.clock.lap("sample")
+        self._log_rollout(drawn)
         return drawn
 
     def early_mask(self, rollout: Rollout) -> list[int]:
