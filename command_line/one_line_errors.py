@@ -53,6 +53,7 @@ def condensed(message: str) -> str:
     text = re.sub(r"Expected an? <class '(\w+)'>\. Got value: (\S+)", r"expected \1, got \2", text)
     choice = r": Expected a typing\.Literal\[(.+?)\]\. Got value: (\S+)"
     text = re.sub(choice, _choices, text)
+    text = re.sub(r"\bmodel: [\w.]+: (\w+) is ", r"model.\1 is ", text)
     return text.replace("Expected a dot import path string:", "there is no class")
 
 
