@@ -280,10 +280,9 @@ class SDFTModule(ContinualModule):
         own = token_logprobs(student, self.student_head, positions.tokens, **drawn_at)
         sampler = positions.gather(rollout.logprobs)
         ratios = importance_weights(own, sampler, self.importance_clip)
-        if len(ratios):
-            share = effective_sample_size(ratios) / len(ratios)
-            self.log("train/importance_ess", share, batch_size=len(ratios))
-            self.log("train/importance_mean", ratios.mean(), batch_size=len(ratios))
+        if num := len(ratios):
+            self.log("train/importance_ess", effective_sample_size(ratios) / num, batch_size=num)
+            self.log("train/importance_mean", ratios.mean(), batch_size=num)
         return ratios
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

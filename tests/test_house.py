@@ -18,6 +18,7 @@ SHORT = {
     "sdft/running_sum.py": "rollout and loss share it",
     "sdft/tasks/sources/public_biographies.py": "a data set is a file",
     "sdft/tasks/sources/records.py": "types that all data sets share",
+    "tests/model/test_gradient_norm.py": "the tests of one function",
     "tests/rollout/test_mixing.py": "the tests of a short file",
     "tests/rollout/test_weight_names.py": "the tests of one function",
     "tests/test_public_names.py": "a claim about the whole package",
