@@ -52,7 +52,7 @@ def length_groups(lengths: Sequence[int], tokens_per_pass: int) -> list[list[int
 def sent(device: torch.device, *parts: Tensor) -> list[Tensor]:
     """Integers in host memory, brought to a device in one piece and without waiting."""
     flat = torch.cat([part.flatten() for part in parts])
-    if torch.cuda.is_available():
+    if device.type == "cuda" and torch.cuda.is_available():
         flat = flat.pin_memory()
     there, pieces, start = flat.to(device, non_blocking=True), [], 0
     for part in parts:

@@ -53,7 +53,9 @@ class Decoding:
         self._device = model.device
         self._prompts = prompts
         self._cache = growing_cache(model.config)
-        self._drafts = drafts if _can_drop_columns(self._cache) else [[]] * len(prompts)
+        plain = _can_drop_columns(self._cache)
+        self._drafts = drafts if plain else [[]] * len(prompts)
+        self._mask_every_layer = plain and model.config._attn_implementation == "sdpa"
         self._places = [_places(draft) for draft in self._drafts]
         self._max_new_tokens = max_new_tokens
         self._ending = ending
@@ -225,8 +227,7 @@ class Decoding:
         Given (rows, L), it asks a GPU whether anything is masked at all. Given (rows, 1, n, L), it
         takes that for the mask of every layer, which sliding windows rule out.
         """
-        plain = _can_drop_columns(growing_cache(self._model.config))
-        if not plain or self._model.config._attn_implementation != "sdpa":
+        if not self._mask_every_layer:
             return mask
         columns = torch.arange(mask.shape[1], device=mask.device)
         causal = columns <= columns[mask.shape[1] - num_read :, None]
