@@ -28,7 +28,7 @@ from sdft.types import Rollout, TokenIds
 Decode = Callable[[PreTrainedModel, RolloutRequest], Rollout]
 
 PROMPT_LENGTHS = (7, 1, 3)
-NUM_TOKENS = 4
+NUM_TOKENS = 3
 # Of log-probabilities, in standard deviations of a position's logits. Rounding was found to be at
 # most 3e-5 of them in float32, a lost or misplaced state at least 1.6e-2.
 TOLERANCE = 5e-3
