@@ -57,7 +57,7 @@ def settle_loggers(trainer: Namespace, run_dir: Path, resumed_step: int | None) 
 
 def _settle_logger(logger: Namespace, run_dir: Path, resumed_step: int | None) -> None:
     kind: Any = locate(logger.class_path)
-    options = logger.init_args
+    options = logger.get("init_args", Namespace())  # a class without options has none
     if options.get("save_dir") is not None:
         options.save_dir = str(run_dir / Path(options.save_dir).expanduser())
     if kind in PLACES and options.get("name", LIGHTNINGS_NAME) == LIGHTNINGS_NAME:
