@@ -35,6 +35,9 @@ EXPERIMENTS = [
     *((CONFIGS / "paper" / "qwen7b.yaml", CONFIGS / "paper" / f"{name}.yaml") for name in PAPER),
     *((CONFIGS / "smollm2" / "small.yaml", CONFIGS / "smollm2" / f"{name}.yaml") for name in SMALL),
 ]
+EXPERIMENTS += [
+    (path,) for path in sorted((CONFIGS / "gpu").glob("*.yaml")) if "8x80gb" not in path.name
+]  # the one for eight GPUs shards, which has tests of its own
 KNOWLEDGE = CONFIGS / "smollm2" / "knowledge.yaml"
 
 
