@@ -20,7 +20,6 @@ from sdft.loss.distillation import token_logprobs
 from sdft.loss.hidden_states import LossPositions
 from sdft.loss.reference_answers import ReferenceAnswers
 from sdft.model.modes import evaluation_mode
-from sdft.model.sharding import gathered_weights
 from sdft.runs.files import write_bytes_atomically, write_text_atomically
 from sdft.seeds import Stream, mix_seed
 from sdft.tasks.tasks import Task
@@ -121,7 +120,8 @@ class TrajectoryTracker(L.Callback):
                 )
             return ReferenceAnswers.from_state(load_file(file))
         prompts = [trainer.datamodule.reader.student_prompt(row) for row in self._prompts]
-        answers = sampled_answers(module, prompts, self.max_new_tokens)
+        with trainer.precision_plugin.val_step_context():
+            answers = sampled_answers(module, prompts, self.max_new_tokens)
         if trainer.is_global_zero:
             unkept = answers.rest.exp().mean().item()
             content = save(answers.state(), metadata={"unkept": f"{unkept:.6f}"})
@@ -136,11 +136,7 @@ class TrajectoryTracker(L.Callback):
             "step": step,
             "global_step": trainer.global_step,
         }
-        with (
-            torch.no_grad(),
-            trainer.precision_plugin.val_step_context(),
-            gathered_weights(module.student),
-        ):
+        with torch.no_grad(), trainer.precision_plugin.val_step_context():
             row |= self._measure(module, data)
         row["seconds"] = time.perf_counter() - start
         self.rows.append(row)
@@ -153,9 +149,11 @@ class TrajectoryTracker(L.Callback):
         rows = [(task, task.validation[: self.num_rows]) for task in data.tasks]
         shown = [(task, [row for row in of if row.demonstration]) for task, of in rows]
         assert self._base is not None
+        with module.prepared():
+            accuracies = {task.name: accuracy(module, data, task, of) for task, of in rows}
         drift = drift_from(self._base, module.student)
         return {
-            "accuracy": {task.name: accuracy(module, data, task, of) for task, of in rows},
+            "accuracy": accuracies,
             "demonstration_nll": {
                 task.name: demonstration_nll(module, data, of) for task, of in shown if of
             },

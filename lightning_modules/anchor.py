@@ -73,7 +73,8 @@ class StageAnchor:
         """Record the answers of the student as it is."""
         rows = self._rows(module)
         prompts = [module.trainer.datamodule.reader.student_prompt(row) for row in rows]
-        self.answers = self._answers(module, prompts) if prompts else None
+        with module.trainer.precision_plugin.val_step_context():  # as the steps compute
+            self.answers = self._answers(module, prompts) if prompts else None
 
     def _rows(self, module: Any) -> list[Demonstration]:
         """General prompts, or equally many of each earlier task."""
