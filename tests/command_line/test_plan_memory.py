@@ -44,7 +44,7 @@ def test_a_recipe_carries_its_plan_and_fits(recipe):
         assert words.split() == said_words.split()
         numbers = [float(each) for each in re.findall(NUMBER, line)]
         said_numbers = [float(each) for each in re.findall(NUMBER, said)]
-        assert numbers == pytest.approx(said_numbers, rel=0.05, abs=0.05)
+        assert numbers == pytest.approx(said_numbers, rel=0.1, abs=0.1)
 
 
 @pytest.mark.slow
