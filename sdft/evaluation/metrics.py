@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 DEFINITIONS = {
     "accuracy": "Share of a task's validation rows answered correctly with greedy decoding, 0 to "
@@ -36,6 +37,58 @@ DEFINITIONS = {
     "test": "Accuracy on each task's test rows, scored once with the final weights.",
 }
 """One sentence for each number that a run reports."""
+
+
+class AccuracyMatrix(Metric):
+    """The matrix ``R[stage, task]``, filled in entry by entry.
+
+    The state is persistent, so it is part of a ``state_dict``. Every process of a distributed run
+    must be given the same accuracies; they are not averaged here.
+
+    Args:
+        num_tasks: K, at least 1.
+    """
+
+    full_state_update = True
+    matrix: Tensor
+
+    def __init__(self, num_tasks: int) -> None:
+        super().__init__()
+        if num_tasks < 1:
+            raise ValueError(f"num_tasks is {num_tasks}; an accuracy matrix needs at least 1 task")
+        empty = torch.full((num_tasks + 1, num_tasks), math.nan, dtype=torch.float64)
+        self.add_state("matrix", default=empty, dist_reduce_fx="max", persistent=True)
+
+    def update(self, stage: int, task_index: int, accuracy: float) -> None:
+        """Set one entry, replacing what was measured there before.
+
+        Args:
+            stage: Row, 0 to K.
+            task_index: Column, 0 to K - 1.
+            accuracy: In [0, 1], or NaN for not measured.
+
+        Raises:
+            IndexError: The entry lies outside the matrix.
+            ValueError: The accuracy is outside [0, 1].
+        """
+        num_rows, num_tasks = self.matrix.shape
+        if not 0 <= stage < num_rows or not 0 <= task_index < num_tasks:
+            raise IndexError(
+                f"stage {stage}, task {task_index} lies outside the accuracy matrix of "
+                f"{num_rows} stages (0 is before training) and {num_tasks} tasks"
+            )
+        if not math.isnan(accuracy) and not 0.0 <= accuracy <= 1.0:
+            raise ValueError(
+                f"accuracy of task {task_index} at stage {stage} is {accuracy}; "
+                "give a fraction between 0 and 1"
+            )
+        matrix = self.matrix.clone()  # a loaded state may still belong to another metric
+        matrix[stage, task_index] = accuracy
+        self.matrix = matrix
+
+    def compute(self) -> Tensor:
+        """The matrix so far, (K + 1, K), NaN where nothing was measured."""
+        return self.matrix.clone()
 
 
 def last_measured_stage(matrix: Tensor) -> int | None:

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
-import torch
 from torch import Tensor
 
 from sdft.evaluation.metrics import (
     DEFINITIONS,
+    AccuracyMatrix,
     average_accuracy,
     backward_transfer,
     forgetting,
@@ -96,17 +96,13 @@ def matrix_from_rows(tasks: Sequence[str], rows: Sequence[StageRow]) -> Tensor:
         ValueError: The rows were measured for another sequence of tasks, or an accuracy is
             outside [0, 1].
     """
-    matrix = torch.full((len(tasks) + 1, len(tasks)), math.nan, dtype=torch.float64)
+    matrix = AccuracyMatrix(len(tasks))
     for row in rows:
         _check_same_sequence(tasks, row)
         for task, accuracy in row["accuracy"].items():
-            if accuracy is not None and not 0.0 <= accuracy <= 1.0:
-                raise ValueError(
-                    f"accuracy of {task!r} at stage {row['stage']} is {accuracy}; give a fraction "
-                    "between 0 and 1"
-                )
-            matrix[row["stage"], tasks.index(task)] = math.nan if accuracy is None else accuracy
-    return matrix
+            if accuracy is not None:
+                matrix.update(row["stage"], tasks.index(task), accuracy)
+    return matrix.compute()
 
 
 def retention_record(

@@ -6,6 +6,7 @@ import torch
 
 from sdft.evaluation.metrics import (
     DEFINITIONS,
+    AccuracyMatrix,
     average_accuracy,
     backward_transfer,
     backward_transfer_per_task,
@@ -162,12 +163,53 @@ def test_pass_at_k_refuses_counts_that_do_not_fit(n, c, k):
         pass_at_k(n, c, k)
 
 
+def filled(num_rows=4):
+    metric = AccuracyMatrix(3)
+    for stage, values in enumerate(ROWS[:num_rows]):
+        for index, accuracy in enumerate(values):
+            metric.update(stage, index, accuracy)
+    return metric
+
+
+def test_the_matrix_metric_holds_what_it_was_given():
+    assert close(filled(2).compute(), matrix(2))
+
+
+def test_measuring_again_replaces_the_entry():
+    metric = filled()
+    metric.update(0, 0, 0.4)
+    assert metric.compute()[0, 0] == 0.4
+
+
+def test_state_dict_round_trip_keeps_the_matrix_and_shares_nothing():
+    original, copy = filled(3), AccuracyMatrix(3)
+    copy.load_state_dict(original.state_dict())
+    copy.update(3, 0, 1.0)
+    assert close(copy.compute()[:3], ROWS[:3])
+    assert close(original.compute(), matrix(3))
+
+
+def test_reset_forgets_every_measurement():
+    metric = filled()
+    metric.reset()
+    assert metric.matrix.isnan().all()
+
+
+@pytest.mark.parametrize(("stage", "task"), [(4, 0), (-1, 0), (0, 3), (0, -1)])
+def test_the_matrix_metric_refuses_entries_outside(stage, task):
+    with pytest.raises(IndexError, match=f"stage {stage}, task {task} lies outside"):
+        AccuracyMatrix(3).update(stage, task, 0.5)
+
+
 @pytest.mark.parametrize("accuracy", [-0.1, 1.5, 71.0, math.inf])
-def test_percentages_are_refused(accuracy):
-    wrong = rows()
-    wrong[2]["accuracy"]["b"] = accuracy
-    with pytest.raises(ValueError, match=r"'b' at stage 2 is .*give a fraction between 0 and 1"):
-        matrix_from_rows(TASKS, wrong)
+def test_the_matrix_metric_refuses_percentages(accuracy):
+    with pytest.raises(ValueError, match="give a fraction between 0 and 1"):
+        AccuracyMatrix(3).update(0, 0, accuracy)
+
+
+def test_a_matrix_of_no_tasks_is_refused():
+    with pytest.raises(ValueError, match="num_tasks is 0"):
+        AccuracyMatrix(0)
 
 
 def test_rows_and_matrix_say_the_same():
