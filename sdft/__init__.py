@@ -1,7 +1,7 @@
 """Self-Distillation Fine-Tuning in plain torch and transformers (arXiv 2601.19897).
 
-The public names, of which docs/reference.md says what each is for. A name is imported from its
-module when it is first asked for, so that ``import sdft`` costs nothing.
+docs/reference.md describes each public name. A name is imported from its module on first use, so
+that ``import sdft`` is fast.
 """
 
 from __future__ import annotations

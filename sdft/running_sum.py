@@ -1,4 +1,4 @@
-"""Running sums that a GPU may also take where results must repeat bit by bit."""
+"""Running sums that are bitwise reproducible, also on a GPU."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ BLOCK = 512
 def running_sum(values: Tensor) -> Tensor:
     """Sums of the values up to and including each, along the last dimension: (..., N).
 
-    PyTorch's ``cumsum`` of floats adds in an order of the moment on a GPU, so it is an error under
-    ``use_deterministic_algorithms`` (Lightning's ``deterministic: true``). There, sums are taken by
-    products with a triangle of ones, in blocks.
+    On a GPU, PyTorch's ``cumsum`` adds floats in no fixed order, so it raises an error under
+    ``use_deterministic_algorithms`` (Lightning's ``deterministic: true``). In that case the sums
+    are computed in blocks, as products with a triangular matrix of ones.
     """
     if values.device.type == "cpu" or not torch.are_deterministic_algorithms_enabled():
         return values.cumsum(-1)

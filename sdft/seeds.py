@@ -1,8 +1,8 @@
-"""Seeds: every random stream of a run, and blocks that leave the global random states alone.
+"""Seeds: every random stream of a run, and blocks that restore the global random states.
 
-A random number of a run depends on its stream, the run's seed and counters, never on what was
-drawn before it: a resumed run draws the same. Which rows a task has is not a run's business: the
-texts that seed generators and subsets name their task (:mod:`sdft.tasks`).
+A random number depends on its stream, the run's seed and counters, never on what was drawn before
+it, so a resumed run draws the same numbers. The rows of a task do not depend on the run's seed:
+they are generated and selected by seeds made from the task's name (:mod:`sdft.tasks`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 @unique
 class Stream(IntEnum):
-    """What random numbers are drawn for. A new purpose gets a new number, an old one keeps its."""
+    """What random numbers are drawn for. New purposes get new numbers; old numbers never change."""
 
     ROW_ORDER = 1  # stage, pass over the data
     REPLAYED_ROWS = 2  # stage, pass over the earlier tasks' rows
@@ -42,9 +42,9 @@ def mix_seed(stream: Stream, seed: int, *counters: int | str) -> int:
 
     Args:
         stream: What the numbers are for, so that no two purposes share them.
-        seed: The run's.
-        counters: What tells this seed from others of the stream: numbers, or names of tasks and
-            rows.
+        seed: The run's seed.
+        counters: What distinguishes this seed from others of the stream: numbers, or names of
+            tasks and rows.
     """
     mixed = 0x9E3779B97F4A7C15
     for counter in (stream, seed, *counters):
@@ -61,12 +61,12 @@ def _number_of(name: str) -> int:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run a block from a seed, and leave no trace of it.
+    """Run a block with seeded global generators, and restore their states afterwards.
 
-    The global generators of Python, numpy and torch, on every device, get their states back.
+    This covers the generators of Python, numpy and torch, on every device.
 
     Args:
-        seed: What the block's random numbers depend on.
+        seed: Seed of the block's random numbers.
     """
     python, legacy = random.getstate(), np.random.get_state()
     try:

@@ -1,4 +1,4 @@
-"""Which task is trained when: a pure function of the counters.
+"""The order of tasks, rows and batches, computed from counters alone.
 
 A *stage* is a position in the sequence of tasks: stage k (from 0) trains task k. It is not
 Lightning's ``setup(stage)``, which means fit, validate, test or predict. Every stage is one
@@ -16,7 +16,7 @@ import torch
 from sdft.seeds import Stream, mix_seed
 
 Place = tuple[int, int]
-"""A training row: the index of its task, and its own among the task's training rows."""
+"""A training row: the index of its task, and the row's index among the task's training rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +25,12 @@ class StagePlan:
 
     Args:
         tasks: K task names in training order.
-        num_rows: K numbers of training rows.
-        num_examples: K numbers of examples a stage draws; each pass over a task's rows is a
-            fresh permutation, and the last pass may be cut short.
+        num_rows: Number of training rows of each of the K tasks.
+        num_examples: Number of examples drawn in each of the K stages; each pass over a task's
+            rows is a new permutation, and the last pass may be cut short.
         batch_size: Prompts per optimizer step; the last step of a stage may have fewer.
         seed: Seed of the training order.
-        replay_fraction: Rows of earlier tasks added to a stage, for each row of its own.
+        replay_fraction: Rows of earlier tasks added to a stage, per row of the stage's own task.
     """
 
     tasks: tuple[str, ...]
@@ -42,7 +42,7 @@ class StagePlan:
 
     @property
     def num_stages(self) -> int:
-        """K."""
+        """Number of stages K."""
         return len(self.tasks)
 
     def steps_in_stage(self, stage: int) -> int:
@@ -56,8 +56,8 @@ class StagePlan:
     def batches(self, stage: int, start: int = 0) -> Iterator[list[Place]]:
         """The rows of every batch of a stage, from batch ``start`` on.
 
-        Each has ``batch_size`` rows of the stage's own task, then the replayed ones. The order
-        depends on (seed, stage, pass over the data) alone.
+        Each batch has up to ``batch_size`` rows of the stage's own task, then the replayed ones.
+        The order depends only on (seed, stage, pass over the data).
         """
         own = [(stage, row) for row in self._order(stage)]
         replayed = self._replayed(stage)
@@ -69,7 +69,7 @@ class StagePlan:
         return self._passes(Stream.ROW_ORDER, self.num_rows[stage], self.num_examples[stage], stage)
 
     def _replayed(self, stage: int) -> list[Place]:
-        """Rows of all earlier tasks, every one as often as any other, in random order."""
+        """Rows drawn uniformly from all earlier tasks, in random order."""
         earlier = [(task, row) for task in range(stage) for row in range(self.num_rows[task])]
         if not earlier:
             return []
@@ -78,11 +78,11 @@ class StagePlan:
         return [earlier[each] for each in drawn]
 
     def _num_replayed(self, num_own: int) -> int:
-        """Rows replayed beside a stage's first ``num_own``."""
+        """Number of rows replayed with the first ``num_own`` rows of a stage."""
         return int(self.replay_fraction * num_own + 1e-9)
 
     def _passes(self, stream: Stream, num_rows: int, num_drawn: int, stage: int) -> list[int]:
-        """Indices of rows, a permutation after another."""
+        """Indices of rows: one permutation per pass, concatenated."""
         order: list[int] = []
         for data_pass in range(-(-num_drawn // num_rows)):
             seed = mix_seed(stream, self.seed, stage, data_pass)

@@ -2,7 +2,7 @@
 
 Dimensions: B rows in a batch, T completion positions, V vocabulary entries, N loss-bearing
 positions of a batch. Token ids stay ragged lists until a model reads them, so no padding
-convention leaks out of :mod:`sdft.model.modes` and :mod:`sdft.loss.hidden_states`.
+convention exists outside :mod:`sdft.model.modes` and :mod:`sdft.loss.hidden_states`.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ class TextPart(TypedDict):
 
 
 class Message(TypedDict):
-    """One chat turn: a text, or a list of parts that are text."""
+    """One chat turn, whose content is a string or a list of text parts."""
 
     role: str
     content: str | list[TextPart]
 
 
 def message_text(message: Message) -> str:
-    """The text of a turn, of all its parts."""
+    """The text of a turn, with its parts concatenated."""
     content = message["content"]
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def with_text(message: Message, change: Callable[[str], str]) -> Message:
-    """The turn with its text, or the text of each of its parts, changed."""
+    """Apply ``change`` to the text of a turn, or to the text of each of its parts."""
     content = message["content"]
     if isinstance(content, str):
         return {**message, "content": change(content)}
@@ -52,10 +52,10 @@ class Demonstration:
         task: Name of the task the row belongs to.
         prompt: Chat messages the student reads; the last one is the user's.
         demonstration: The expert response; empty in rows that are only evaluated, and in training
-            rows of a task of prompts alone.
-        answer: Gold value for the task's scorer: a string, or any JSON value.
-        context: Text only the teacher may read besides the demonstration, such as an article.
-        meta: Whatever else the source says about the row.
+            rows of a task that has only prompts.
+        answer: Reference answer for the task's scorer: a string, or any JSON value.
+        context: Text besides the demonstration that only the teacher reads, such as an article.
+        meta: Any other fields of the row in its source.
     """
 
     id: str
@@ -77,14 +77,14 @@ class DemonstrationBatch:
     """B rows with everything training reads, tokenized.
 
     Args:
-        rows: B demonstrations, for identifiers and for scoring; training reads no text of them.
+        rows: B demonstrations, for identifiers and scoring; training does not read their text.
         student_prompts: B token-id lists: the prompt alone, up to the assistant's turn.
         teacher_prompts: B token-id lists: the prompt with the demonstration in context; the prompt
             alone where there is none.
         demonstrations: B token-id lists: the demonstration as the assistant's turn, with its
             end-of-turn token.
         num_padding_rows: Rows at the end that belong to another rank's batch: they are run, so
-            that all ranks make the same passes, and bear no loss.
+            that all ranks run the same number of passes, but do not contribute to the loss.
     """
 
     rows: tuple[Demonstration, ...]
@@ -103,9 +103,9 @@ class EvaluationBatch:
     """B rows of one task to answer and score.
 
     Args:
-        task: The rows' task.
+        task: Name of the rows' task.
         rows: B rows.
-        prompts: B token-id lists, as the student reads them.
+        prompts: B token-id lists, the prompts the student reads.
         scorer: Maps (completion text, row) to a score in [0, 1].
     """
 
@@ -124,11 +124,12 @@ class Rollout:
     """B sampled completions.
 
     Args:
-        completions: B token-id lists, each with its end-of-turn token when it ended by itself.
+        completions: B token-id lists; a completion that ended by itself includes its end-of-turn
+            token.
         logprobs: B lists as long as the completions: log-probability of each token under the
             distribution it was drawn from, in nats. Empty for a completion that was not drawn in
             this step, such as a demonstration.
-        ended: B flags: the completion stopped by itself within the length limit.
+        ended: B flags: whether the completion ended by itself within the length limit.
     """
 
     completions: Sequence[TokenIds]
@@ -137,5 +138,5 @@ class Rollout:
 
     @property
     def num_tokens(self) -> int:
-        """Completion tokens that were drawn, over all rows."""
+        """Number of completion tokens drawn in this step, over all rows."""
         return sum(map(len, self.logprobs))

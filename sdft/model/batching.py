@@ -1,4 +1,4 @@
-"""Which sequences to pad together, and how they come to a device."""
+"""Choose which sequences to pad together, and copy them to a device."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# What one more forward pass costs, in tokens that could have been padding instead.
+# The cost of one more forward pass, in padding tokens that take as long.
 TOKENS_PER_PASS = {"cpu": 64, "cuda": 2048}
 
 
 def groups_to_read(lengths: Sequence[int], device: torch.device) -> list[list[int]]:
-    """:func:`length_groups` at what a pass costs on a device."""
+    """:func:`length_groups` with the cost of a pass on this device."""
     price = TOKENS_PER_PASS.get(device.type, TOKENS_PER_PASS["cuda"])
     return length_groups(lengths, price)
 
 
 def length_groups(lengths: Sequence[int], tokens_per_pass: int) -> list[list[int]]:
-    """Split sequences into groups of similar length, so that padding costs little.
+    """Split sequences into groups of similar length, at the lowest total cost.
 
-    Of all splits of the sequences sorted by length, the one that reads the fewest tokens, padding
-    included, when every group costs ``tokens_per_pass`` tokens on top.
+    The cost is the number of tokens read, padding included, plus ``tokens_per_pass`` for each
+    group. The sequences are sorted by length and the cheapest split is found exactly.
 
     Args:
         lengths: Tokens of each sequence.
-        tokens_per_pass: Price of a group.
+        tokens_per_pass: Cost of one group, in tokens.
 
     Returns:
-        Indices into ``lengths``, each in one group, from the shortest group to the longest.
+        Groups of indices into ``lengths``, from the shortest sequences to the longest.
     """
     order = sorted(range(len(lengths)), key=lambda index: lengths[index])
-    # best[end]: the cheapest cost of the first `end` sequences, and where their last group starts.
+    # best[end]: the lowest cost of the first `end` sequences, and where their last group starts.
     best: list[tuple[int, int]] = [(0, 0)]
     for end in range(1, len(order) + 1):
         longest = lengths[order[end - 1]]
@@ -50,7 +50,7 @@ def length_groups(lengths: Sequence[int], tokens_per_pass: int) -> list[list[int
 
 
 def sent(device: torch.device, *parts: Tensor) -> list[Tensor]:
-    """Integers in host memory, brought to a device in one piece and without waiting."""
+    """Copy integer tensors from host memory to a device in one transfer, without waiting for it."""
     flat = torch.cat([part.flatten() for part in parts])
     if device.type == "cuda" and torch.cuda.is_available():
         flat = flat.pin_memory()

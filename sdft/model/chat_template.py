@@ -1,4 +1,4 @@
-"""A tokenizer's chat template: what it prints, and how it ends the assistant's turn."""
+"""A tokenizer's chat template: what it renders, and how it ends the assistant's turn."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from transformers import PreTrainedTokenizerBase
 from sdft.types import Message
 
 THOUGHT_MARKS = ("<think>", "</think>")
-_PROBE = "\ue000"  # means nothing to any template
+_PROBE = "\ue000"  # a private-use character that no template treats specially
 _NOTHING = re.compile(r"((?!))")
-_CLOCK = "strftime_now"  # the function that chat templates ask for the date
-_PADDED = "dmyHIMSj"  # with a hyphen, without leading zeros
+_CLOCK = "strftime_now"  # the function that chat templates call for the date
+_PADDED = "dmyHIMSj"  # directives that also have a form without leading zeros, such as %-d
 _DIRECTIVES = "aAwdbBmyYHIpMSfzZjUWcxXGuVeDFTRhC"
 
 
 class ChatTemplateError(ValueError):
-    """The chat template refuses a chat, or drops some of it."""
+    """The chat template rejects a chat, or drops part of it."""
 
 
 class ChatTemplate:
-    """Renders chats.
+    """Renders chats with a tokenizer's template.
 
     Args:
-        tokenizer: With a chat template.
+        tokenizer: Must have a chat template.
         options: Variables of the template, such as ``enable_thinking``.
-        clock: The time that the template is told; None for the machine's.
+        clock: The date and time given to the template; None for the machine's.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class ChatTemplate:
         """The chat as the model reads it.
 
         Args:
-            messages: Its turns.
-            asks: Whether the assistant's turn is opened behind them.
+            messages: The turns of the chat.
+            asks: Whether to open the assistant's turn after them.
 
         Raises:
-            ChatTemplateError: The template refuses the messages, in its own words.
+            ChatTemplateError: The template rejects the messages; the text gives its reason.
         """
         chat: list[Any] = list(messages)
         try:
@@ -66,7 +66,7 @@ class ChatTemplate:
                 tokenize=False,
                 **self._options,
             )
-        except Exception as error:  # a template may raise, or fail in any way of Jinja's
+        except Exception as error:  # templates raise errors of their own, or any of Jinja's
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ChatTemplateError(f"the chat template refuses it: {reason:.400}") from error
         return str(rendered)
@@ -75,10 +75,10 @@ class ChatTemplate:
         """How the template ends a reply to these messages.
 
         Returns:
-            All that it puts behind the reply where that is the last turn, and the text that ends
-            the turn: the former up to its first special token. Where there is none, the special
-            token that begins the next turn right away ends this one, as in GLM-4; else the
-            tokenizer's end of sequence does.
+            Everything the template writes after the reply when that is the last turn, and the
+            part of it that ends the turn: up to and including its first special token. If it has
+            none, the turn ends with the special token that immediately starts the next turn, as
+            in GLM-4, or else with the tokenizer's end-of-sequence token.
         """
         reply = Message(role="assistant", content=_PROBE)
         behind = self.render([*messages, reply], asks=False).rpartition(_PROBE)[2]
@@ -93,7 +93,7 @@ class ChatTemplate:
         return behind, found[0] if found else str(self._tokenizer.eos_token)
 
     def end_ids(self) -> frozenset[int]:
-        """The special tokens that end the assistant's turn; none if the template takes no probe."""
+        """The special tokens that end the assistant's turn; none if the template rejects a test."""
         try:
             _, end = self.ending([Message(role="user", content="?")])
         except ChatTemplateError:
@@ -103,43 +103,44 @@ class ChatTemplate:
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
-    """The id of a token by its name."""
+    """The id of the token with this name."""
     found = tokenizer.convert_tokens_to_ids(name)
     assert isinstance(found, int)
     return found
 
 
 def _clock_macro(clock: datetime) -> str:
-    """Jinja source of a macro that stands for the function that tells the date.
+    """Jinja source of a macro that replaces the template's function for the date.
 
-    transformers passes templates plain values alone, no function of ours.
+    transformers passes only plain values to templates, so the function cannot be passed in.
     """
     values = {f"%{code}": clock.strftime(f"%{code}") for code in _DIRECTIVES}
     values |= {f"%-{code}": clock.strftime(f"%{code}").lstrip("0") or "0" for code in _PADDED}
     filters = "".join(f"|replace({key!r}, {json.dumps(value)})" for key, value in values.items())
     mark = json.dumps(_PROBE)
     body = f"{{{{ format|replace('%%', {mark}){filters}|replace({mark}, '%') }}}}"
-    # The line's end is the block's own, so that the template begins at the start of a line.
+    # Jinja removes the line break after a block, so the template begins at the start of a line.
     return f"{{% macro {_CLOCK}(format) %}}{body}{{% endmacro %}}\n"
 
 
 def prints_time(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template asks for the date."""
+    """Whether the chat template uses the current date."""
     return _CLOCK in str(tokenizer.chat_template)
 
 
 def any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """Finds any of the texts, the longest first, in one group; without texts, nothing."""
+    """A pattern that finds any of the texts, longest first, in one group; no texts, no matches."""
     ordered = sorted(texts, key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, ordered))})") if ordered else _NOTHING
 
 
 def open_thought(prompt: str, marks: Sequence[str] = THOUGHT_MARKS) -> tuple[str, str] | None:
-    """The marks of a thought that a prompt opens at its end; None if it opens none.
+    """The begin and end marks of a thought that a prompt leaves open at its end, or None.
 
     Args:
         prompt: A rendered prompt.
-        marks: Begin and end of a thought; ``<name>`` and ``[NAME]`` are recognised besides.
+        marks: Begin and end of a thought. ``<name>`` and ``[NAME]`` are also recognized where the
+            name contains "think".
     """
     text = prompt.rstrip()
     if marks and text.endswith(marks[0]):

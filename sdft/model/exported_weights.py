@@ -1,4 +1,4 @@
-"""Weights as an export holds them, and whether an export is the model in memory."""
+"""Weights in the form an export stores, and a check that an export equals the trained model."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from sdft.model.limits import num_token_ids
 from sdft.model.modes import evaluation_mode
 from sdft.model.sharding import gathered_weights
 
-BASE = ".base_layer"  # what peft puts between an adapted layer's name and its weight's
+BASE = ".base_layer"  # what peft inserts between an adapted layer's name and its weight's name
 NUM_ROWS, NUM_TOKENS = 3, 6
-# Of logits, relative to the largest. In half precision the median over positions counts, because
-# the export is read in float32 and rounding may send single tokens to other experts.
+# Allowed error of the logits, relative to the largest. In half precision the median over positions
+# is compared, because the export is read in float32 and rounding may route a few tokens to other
+# experts.
 TOLERANCE = 5e-3
 HALF_PRECISION_TOLERANCE = 0.1
 
@@ -27,19 +28,20 @@ HALF_PRECISION_TOLERANCE = 0.1
 def plain_weights(
     model: nn.Module, dtype: torch.dtype | None = None, *, keep: bool = True
 ) -> dict[str, Tensor]:
-    """Every weight in host memory; on the model's device stands one tensor at a time.
+    """Copy every weight to host memory, with adapters merged, one tensor at a time.
 
-    A collective where the model is sharded: every rank must call it, one keeps the weights.
+    This is a collective if the model is sharded: every rank must call it, and one keeps the
+    weights.
 
     Args:
-        model: Causal language model, sharded or not, with adapters or without; it stays as it is.
-        dtype: What weights are cast to before they are gathered; None leaves them as they are, and
-            those with adapters float32.
-        keep: Whether this rank wants the weights; others take part and get none.
+        model: Causal language model, sharded or not, with or without adapters; it is not changed.
+        dtype: Type that weights are cast to before they are gathered; None keeps their types,
+            except that weights with adapters become float32.
+        keep: Whether this rank keeps the weights; other ranks take part and return none.
 
     Returns:
-        Contiguous tensors by name, tied ones once. They may be the model's own, where nothing had
-        to be gathered, cast or moved.
+        Contiguous tensors by name, tied ones once. They may share memory with the model if nothing
+        had to be gathered, cast or moved.
     """
     found = {}
     for name, weight in _plain(model, dtype):
@@ -49,7 +51,7 @@ def plain_weights(
 
 
 def _plain(model: nn.Module, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
-    from peft.tuners.lora import LoraLayer  # late: the command line's --help needs no peft
+    from peft.tuners.lora import LoraLayer  # imported late so that --help does not import peft
 
     adapted = {name: each for name, each in model.named_modules() if isinstance(each, LoraLayer)}
     saved = model.state_dict(keep_vars=True)
@@ -68,7 +70,7 @@ def _plain(model: nn.Module, dtype: torch.dtype | None) -> Iterator[tuple[str, T
 
 
 def _folded(layer: Any) -> Tensor:
-    """What the active adapters add to the layer's weight, in float32."""
+    """The sum that the active adapters add to the layer's weight, in float32."""
     added: list[Tensor] = [layer.get_delta_weight(name) for name in layer.active_adapters]
     return torch.stack(added).sum(0).float()
 
@@ -77,7 +79,7 @@ def _folded(layer: Any) -> Tensor:
 def probe_logits(model: PreTrainedModel) -> Tensor:
     """Logits of fixed token ids, (3, 6, V) in float32 on the host, without autocast.
 
-    A collective where the model is sharded.
+    This is a collective if the model is sharded.
     """
     size = NUM_ROWS * NUM_TOKENS
     ids = (1 + 7919 * torch.arange(size, device=model.device)) % num_token_ids(model)
@@ -88,18 +90,18 @@ def probe_logits(model: PreTrainedModel) -> Tensor:
 
 
 def check_export(model: PreTrainedModel, expected: Tensor, directory: Path) -> None:
-    """Read an export as its users will and compare its logits.
+    """Load an export with transformers and compare its logits with the trained model's.
 
     Args:
-        model: What was exported; its weights are not read.
-        expected: Its :func:`probe_logits`.
+        model: The model that was exported; its weights are not read.
+        expected: :func:`probe_logits` of that model.
         directory: The export.
 
     Raises:
-        RuntimeError: They differ by more than rounding.
+        RuntimeError: The logits differ by more than rounding.
     """
     kind: Any = type(model)
-    with torch.random.fork_rng():  # weights that the files lack would be drawn
+    with torch.random.fork_rng():  # weights missing from the files would be drawn
         exported = kind.from_pretrained(directory, dtype=torch.float32)
     errors = (probe_logits(exported) - expected).abs().amax(-1) / expected.abs().max()
     precise = all(each.dtype.itemsize >= 4 for each in model.parameters())

@@ -1,9 +1,9 @@
 """A causal language model's output head: from final hidden states to vocabulary logits.
 
 Some architectures do more than one matrix product: Gemma 2 soft-caps its logits, Granite
-divides them, Cohere multiplies them. :class:`VocabularyHead` holds all that is needed to
-compute the logits a few rows at a time, and :meth:`VocabularyHead.of` checks on the model at
-hand that they are the model's own.
+divides them, Cohere multiplies them. :class:`VocabularyHead` has everything needed to compute
+the logits a few rows at a time, and :meth:`VocabularyHead.of` checks that the result equals the
+logits of the given model.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class VocabularyHead:
 
     Args:
         layer: The model's own output layer, not a copy; its parameters are looked up at each use.
-        multiplier: Factor of the projection; 1 for most architectures.
+        multiplier: Factor applied to the projection; 1 for most architectures.
         softcap: The bound c of c * tanh(logits / c), or None.
-        tied: The weight is also the input embedding.
+        tied: Whether the weight is also the input embedding.
     """
 
     layer: nn.Linear
@@ -50,8 +50,8 @@ class VocabularyHead:
             check: Run the model on a few tokens and compare; costs one short forward pass.
 
         Raises:
-            ValueError: The output layer is no plain linear layer, or the model's logits are not
-                what this class computes from its final hidden states.
+            ValueError: The output layer is not a plain linear layer, or the model's logits differ
+                from those this class computes from its final hidden states.
         """
         layer = model.get_output_embeddings()  # type: ignore[operator]
         if not isinstance(layer, nn.Linear) or not layer.weight.is_floating_point():
@@ -68,21 +68,21 @@ class VocabularyHead:
 
     @property
     def weight(self) -> Tensor:
-        """(V, D), the layer's parameter, sharded if it is."""
+        """The layer's weight, (V, D); sharded if the model is."""
         return self.layer.weight
 
     @property
     def bias(self) -> Tensor | None:
-        """(V,) or None, the layer's parameter, sharded if it is."""
+        """The layer's bias, (V,), or None; sharded if the model is."""
         return self.layer.bias
 
     @property
     def vocab_size(self) -> int:
-        """V, with the weight's padding rows."""
+        """Vocabulary size V, including the weight's padding rows."""
         return self.layer.weight.shape[0]
 
     def whole(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias in full on this rank; differentiable, also where they are sharded."""
+        """The gathered weight and bias on this rank, differentiable."""
         bias = self.bias
         return gathered_parameter(self.weight), None if bias is None else gathered_parameter(bias)
 
@@ -121,10 +121,10 @@ class VocabularyHead:
 
 
 def final_hidden_states(model: nn.Module, **inputs: Any) -> Tensor:
-    """What the head reads: (B, T, D), the decoder's output after its final norm.
+    """The head's input: the decoder's output after its final norm, (B, T, D).
 
     Args:
-        model: A transformers causal language model; peft adapters inside it take part.
+        model: A transformers causal language model, with or without peft adapters.
         inputs: The decoder's inputs, such as ``input_ids`` and ``attention_mask``.
     """
     hidden: Tensor = decoder_of(model)(**inputs, use_cache=False).last_hidden_state
@@ -144,7 +144,7 @@ def _text_config(model: nn.Module) -> dict[str, Any]:
 
 
 def _scaling(config: dict[str, Any]) -> tuple[float, float | None]:
-    """Multiplier and soft cap of an architecture, from those fields its configuration has."""
+    """Multiplier and soft cap, from the fields that the model's configuration has."""
     multiplier = 1.0
     for name in MULTIPLIER_FIELDS:
         multiplier *= config.get(name) or 1.0

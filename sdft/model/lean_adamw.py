@@ -1,14 +1,14 @@
-"""AdamW for bfloat16 weights: stochastic rounding and moments of 8 bits, 4 bytes a parameter.
+"""AdamW for bfloat16 weights: stochastic rounding and 8-bit moments, 4 bytes per parameter.
 
-Rounding to the nearest bfloat16 loses every update below half a unit in the last place, which at
-learning rates of fine-tuning is most of them. Here each value is rounded up or down at random, up
-with the probability that makes the expectation the exact value: nothing is lost on average, and
-what remains is noise. The same holds for the moments, whose steps from one update to the next are
-far below the spacing of 8-bit codes.
+Rounding to the nearest bfloat16 loses every update smaller than half a unit in the last place,
+which is most of them at the learning rates of fine-tuning. Here each value is rounded up or down
+at random, with probabilities that make the expected value exact: rounding adds noise but no bias.
+The moments are rounded in the same way, because their changes from one update to the next are far
+smaller than the spacing of 8-bit codes.
 
-Moments are held in blocks of 256 values: a float32 scale, the largest magnitude, and a code each
-(Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization"). Codes stand for values on a
-logarithmic scale. Tensors of fewer than 4,096 values keep moments in float32.
+Moments are stored in blocks of 256 values: a float32 scale, which is the largest magnitude, and one
+code per value (Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization"). Codes are
+spaced logarithmically. Tensors with fewer than 4,096 values keep their moments in float32.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from torch import Tensor
 from sdft.seeds import Stream, mix_seed
 
 BLOCK = 256  # values that share a scale
-SMALLEST_QUANTIZED = 4096  # values of a tensor
+SMALLEST_QUANTIZED = 4096  # values; smaller tensors are not quantized
 CHUNK = 1 << 24  # values updated at a time: bounds the float32 intermediates; whole blocks
 DECADES = {True: 5, False: 6}  # range of the codes above zero, of signed and unsigned values
 
 
 def stochastically_rounded(values: Tensor, generator: torch.Generator) -> Tensor:
-    """Values in bfloat16, rounded up or down at random, each right in expectation.
+    """Round values to bfloat16, up or down at random, so that the expected value is exact.
 
     Args:
         values: float32, of any shape.
         generator: On the values' device.
 
     Returns:
-        bfloat16, of the same shape. Infinities stay.
+        bfloat16, of the same shape. Infinities are unchanged.
     """
     noise = torch.randint(
         1 << 16, values.shape, dtype=torch.int32, device=values.device, generator=generator
@@ -50,7 +50,7 @@ def stochastically_rounded(values: Tensor, generator: torch.Generator) -> Tensor
 
 @torch.no_grad()
 def round_into(target: Tensor, values: Tensor, generator: torch.Generator) -> None:
-    """Write float32 values into a tensor, stochastically rounded where it is bfloat16."""
+    """Write float32 values into a tensor, stochastically rounded if it is bfloat16."""
     narrow = target.dtype == torch.bfloat16
     target.copy_(stochastically_rounded(values, generator) if narrow else values)
 
@@ -65,7 +65,7 @@ def lerp_with_rounding(
         targets: Contiguous tensors, bfloat16 or float32.
         sources: Of the same shapes.
         rate: In (0, 1].
-        seed: Of the rounding.
+        seed: Seed of the rounding.
     """
     generator = torch.Generator(targets[0].device).manual_seed(seed)
     for target, source in zip(targets, sources, strict=True):
@@ -77,7 +77,7 @@ def lerp_with_rounding(
 
 @lru_cache(maxsize=8)
 def code_values(signed: bool, device: torch.device) -> Tensor:
-    """(256,) or (255,) ascending values in [-1, 1] or [0, 1] that the codes stand for."""
+    """The values of the codes, ascending: (255,) in [-1, 1] if signed, else (256,) in [0, 1]."""
     num_above_zero = 127 if signed else 255
     above = torch.logspace(-DECADES[signed], 0, num_above_zero, dtype=torch.float64)
     below = -above.flip(0) if signed else above[:0]
@@ -85,7 +85,7 @@ def code_values(signed: bool, device: torch.device) -> Tensor:
 
 
 class EightBit:
-    """Values of a tensor in one byte each, and a scale per block.
+    """The values of a tensor stored as one byte each, and a scale per block.
 
     Args:
         codes: (n,) uint8, n a multiple of 256.
@@ -97,14 +97,14 @@ class EightBit:
         self.codes, self.scales, self.signed = codes, scales, signed
 
     def read(self, part: slice) -> Tensor:
-        """Float32 values of a part that begins at a block; whole blocks."""
+        """The float32 values of a part that consists of whole blocks."""
         values = code_values(self.signed, self.codes.device)[self.codes[part].int()]
         return (values.view(-1, BLOCK) * self.scales[_blocks(part)][:, None]).view(-1)
 
     def write(self, part: slice, values: Tensor, generator: torch.Generator) -> None:
-        """Replace a part by values, stochastically rounded to codes.
+        """Replace a part with values, stochastically rounded to codes.
 
-        Unsigned values above zero do not become zero: they are the denominators of updates.
+        Unsigned values above zero are never rounded to zero, because updates are divided by them.
         """
         codes = code_values(self.signed, values.device)
         blocks = values.view(-1, BLOCK)
@@ -126,16 +126,16 @@ def _blocks(part: slice) -> slice:
 
 
 class LeanAdamW(torch.optim.Optimizer):
-    """AdamW whose weights are bfloat16 and whose moments take two bytes a parameter.
+    """AdamW for bfloat16 weights, with moments that take two bytes per parameter.
 
-    Computed in float32, a chunk of values at a time. All noise is a function of the seed and the
-    number of steps taken, so that a resumed run equals an uninterrupted one.
+    Updates are computed in float32, one chunk of values at a time. The rounding noise depends only
+    on the seed and the number of steps taken, so that a resumed run equals an uninterrupted one.
 
     Args:
-        parameters: To be optimized; contiguous. Those that are not bfloat16 are not rounded.
+        parameters: Parameters to optimize; contiguous. Those that are not bfloat16 are not rounded.
         lr: Learning rate.
         weight_decay: Decoupled weight decay.
-        seed: Of the rounding.
+        seed: Seed of the rounding.
         betas: Decay of the two moments.
         eps: Added to the denominator.
     """
@@ -155,7 +155,7 @@ class LeanAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update, after the closure's backward pass if there is one."""
+        """Take one optimizer step; the closure, if given, is called first for the gradients."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -173,7 +173,7 @@ class LeanAdamW(torch.optim.Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a saved state over; the base class would cast codes to the weights' type."""
+        """Restore a saved state; the base class alone would cast codes to the weights' type."""
         super().load_state_dict(state_dict)
         parameters = [each for group in self.param_groups for each in group["params"]]
         for index, saved in state_dict["state"].items():
@@ -201,7 +201,7 @@ class LeanAdamW(torch.optim.Optimizer):
 
 
 def _change(first: Tensor, second: Tensor, group: dict[str, Any]) -> Tensor:
-    """Adam's step from its moments, which are overwritten."""
+    """Adam's step, computed in place from its moments."""
     betas, num_steps = group["betas"], group["num_steps"]
     denominator = second.div_(1 - betas[1] ** num_steps).sqrt_().add_(group["eps"])
     return first.div_(denominator).mul_(group["lr"] / (1 - betas[0] ** num_steps))
@@ -222,7 +222,7 @@ def _fresh_state(parameter: Tensor) -> dict[str, Tensor]:
 
 
 def _chunks(size: int, quantized: bool) -> Iterator[tuple[slice, int]]:
-    """Parts of a tensor, and by how many values the last must be padded to whole blocks."""
+    """Parts of a tensor, each with the number of values that pad it to whole blocks."""
     for start in range(0, size, CHUNK):
         stop = min(start + CHUNK, size)
         yield slice(start, stop), -(stop - start) % BLOCK if quantized else 0
@@ -244,7 +244,7 @@ def _write(
 
 
 def moment_bytes(parameter: Tensor) -> int:
-    """Bytes of a parameter's moments."""
+    """Bytes that the moments of a parameter take."""
     size = parameter.numel()
     if size < SMALLEST_QUANTIZED:
         return 2 * 4 * size

@@ -1,9 +1,9 @@
-"""What a model can take: how many token ids, how many positions, which rows side by side.
+"""A model's limits: number of token ids, number of positions, and independence of batch rows.
 
-Training pads rows of a batch on the right and reads them without a mask, which is right for a
-causal model whose rows do not see each other. Both are tried on the model when it is loaded. Some
-rotary embeddings (dynamic scaling, LongRoPE) choose their frequencies by the longest row of a
-batch once a length is crossed: then what a model says of a row depends on the rows beside it.
+Training pads the rows of a batch on the right and reads them without a mask. That is correct for a
+causal model that treats each row independently; both properties are checked when the model is
+loaded. Some rotary embeddings (dynamic scaling, LongRoPE) choose their frequencies by the longest
+row of a batch once it exceeds a certain length, so the output for a row can depend on the others.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from transformers import PreTrainedModel
 from sdft.model.head import final_hidden_states
 from sdft.model.modes import evaluation_mode
 
-NUM_TOKENS = 8  # of the row that is read alone and in company
-TOLERANCE = 1e-4  # of hidden states, relative to the largest
+NUM_TOKENS = 8  # of the row that is read alone and beside another
+TOLERANCE = 1e-4  # allowed error of hidden states, relative to the largest
 HALF_PRECISION_TOLERANCE = 0.1
 
 
 def num_token_ids(model: PreTrainedModel) -> int:
-    """Rows of the input embedding: token ids from this number on cannot be read."""
+    """Number of rows of the input embedding: token ids must be below it."""
     embedding: Any = model.get_input_embeddings()
     return int(embedding.weight.shape[0])
 
 
 def num_positions(model: PreTrainedModel) -> int | None:
-    """The longest sequence by the model's configuration; None where it knows no limit."""
+    """The longest sequence that the model's configuration allows; None if it sets no limit."""
     config = model.config.get_text_config()
     found = getattr(config, "max_position_embeddings", None)
     return found if isinstance(found, int) and found > 0 else None
@@ -37,10 +37,12 @@ def num_positions(model: PreTrainedModel) -> int | None:
 
 @torch.no_grad()
 def check_reads_rows_alone(model: PreTrainedModel) -> None:
-    """Read a row alone, then with more tokens behind it and another row beside it.
+    """Check that hidden states do not depend on later tokens or on other rows of the batch.
+
+    A row is read alone, then with more tokens after it and another row beside it.
 
     Raises:
-        ValueError: What the model makes of the row's first tokens is not the same.
+        ValueError: The hidden states of the row's first tokens differ.
     """
     count = num_token_ids(model)
     ids = [(1 + 7919 * index) % count for index in range(4 * NUM_TOKENS)]
@@ -50,7 +52,7 @@ def check_reads_rows_alone(model: PreTrainedModel) -> None:
         alone = final_hidden_states(model, input_ids=rows[:1, :NUM_TOKENS])
     if _differ(together, alone):
         raise ValueError(
-            f"{type(model).__name__} is no causal language model here: what it makes of a token "
+            f"{type(model).__name__} is no causal language model here: its output for a token "
             "depends on later tokens or on other rows of the batch; use another model, or set "
             "is_decoder in its config.json if it has such a setting"
         )
@@ -58,9 +60,9 @@ def check_reads_rows_alone(model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def longest_independent(model: PreTrainedModel, length: int) -> int:
-    """The longest row, up to ``length`` tokens, beside which a short row reads as it does alone.
+    """The longest row, up to ``length`` tokens, that does not change the output for a short row.
 
-    Found by a few short passes with the positions of a long row.
+    Found by bisection, with short passes that use the positions of a long row.
     """
     if not _depends_on_neighbours(model, length):
         return length
@@ -75,7 +77,7 @@ def longest_independent(model: PreTrainedModel, length: int) -> int:
 
 
 def _depends_on_neighbours(model: PreTrainedModel, length: int) -> bool:
-    """Whether a short row reads otherwise beside the last tokens of a row of ``length`` tokens."""
+    """Whether the last positions of a ``length``-token row change the output for a short row."""
     first = torch.arange(NUM_TOKENS, device=model.device)[None]
     last = first + max(length - NUM_TOKENS, 0)
     ids = (1 + first) % num_token_ids(model)
@@ -85,7 +87,7 @@ def _depends_on_neighbours(model: PreTrainedModel, length: int) -> bool:
                 model, input_ids=ids.repeat(2, 1), position_ids=torch.cat([first, last])
             )
             alone = final_hidden_states(model, input_ids=ids, position_ids=first)
-        except TypeError:  # it takes no positions, so it cannot scale them
+        except TypeError:  # the model takes no positions, so it cannot scale them
             return False
     return _differ(together[:1], alone)
 

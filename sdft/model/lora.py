@@ -1,8 +1,7 @@
 """Low-rank adapters on a frozen backbone (LoRA), through peft.
 
-The adapters are put inside of the transformers model, so that it stays what it was to everything
-that samples from it, scores with it or saves it. There is one copy of the backbone, whoever reads
-it: student and teacher differ in their adapters alone.
+The adapters are inserted into the transformers model, so that sampling, scoring and saving use it
+as before. There is one copy of the backbone: student and teacher differ only in their adapters.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from sdft.runs.files import write_bytes_atomically
 from sdft.seeds import Stream, mix_seed
 
 BACKBONE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-ADAPTER = "default"  # what peft calls the one adapter of a model
-PREFIX = "base_model.model."  # how the names in a folder of peft's begin
+ADAPTER = "default"  # peft's name for a model's only adapter
+PREFIX = "base_model.model."  # prefix of the weights' names in a directory that peft loads
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class LoRA:
     """Train low-rank adapters instead of the weights.
 
     An adapted layer computes W x + (alpha / r) · B A x, with A (r, in) and B (out, r) trained in
-    float32; B starts at zero, so that training starts at the model as it is.
+    float32; B starts at zero, so that training starts from the unchanged model.
 
     Args:
         r: Rank of the adapters.
@@ -42,7 +41,7 @@ class LoRA:
         dropout: Dropout of the adapters' input while the student is scored.
         target_modules: Names of the layers to adapt, or all-linear: every linear layer but the
             output head.
-        backbone_dtype: What the frozen backbone is held in: float32 or bfloat16.
+        backbone_dtype: Type of the frozen backbone's weights: float32 or bfloat16.
 
     Raises:
         ValueError: A value is out of range.
@@ -68,13 +67,13 @@ class LoRA:
 
 
 def add_adapters(model: PreTrainedModel, lora: LoRA, seed: int) -> None:
-    """Freeze the model and put adapters into it; their start is a function of the seed.
+    """Freeze the model and insert adapters, whose initial values depend only on the seed.
 
     Raises:
         ValueError: An adapted layer shares its weight with another layer, as an embedding tied to
             the output head does.
     """
-    from peft import LoraConfig, inject_adapter_in_model  # late: --help and most runs need no peft
+    from peft import LoraConfig, inject_adapter_in_model  # late: slow, often unused
 
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -92,7 +91,7 @@ def add_adapters(model: PreTrainedModel, lora: LoRA, seed: int) -> None:
 
 
 def _require_own_weights(model: nn.Module) -> None:
-    """Refuse adapters that could not be folded into a weight without changing another layer."""
+    """Reject adapters that could not be merged into a weight without changing another layer."""
     owners = Counter(
         id(weight) for module in model.modules() for weight in module.parameters(recurse=False)
     )
@@ -106,13 +105,13 @@ def _require_own_weights(model: nn.Module) -> None:
 
 
 def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """What training changes: the adapters where there are some, else every weight."""
+    """The parameters that training changes: the adapters if there are any, else every weight."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Run a block with the backbone alone."""
+    """Run a block with the adapters disabled."""
     layers = [layer for _, layer in _adapted_layers(model)]
     for layer in layers:
         layer.enable_adapters(False)
@@ -139,16 +138,17 @@ def digest(tensors: dict[str, Tensor]) -> str:
 
 
 def save_adapters(model: nn.Module, base: str, directory: Path, rank: int = 0) -> None:
-    """Write the adapters alone, for peft's ``PeftModel.from_pretrained(base_model, directory)``.
+    """Write only the adapters, for peft's ``PeftModel.from_pretrained(base_model, directory)``.
 
-    Writes nothing where the model has none. A collective where the model is sharded: the first
+    Writes nothing if the model has none. This is a collective if the model is sharded; the first
     rank writes.
 
     Args:
-        model: With adapters in it, or without.
-        base: What ``AutoModelForCausalLM.from_pretrained`` loads the backbone from.
-        directory: Where to.
-        rank: This process's.
+        model: The model, with or without adapters.
+        base: Name or directory that ``AutoModelForCausalLM.from_pretrained`` loads the backbone
+            from.
+        directory: Directory to write to.
+        rank: Rank of this process.
     """
     adapted: dict[str, Any] = dict(_adapted_layers(model))
     weights = {}

@@ -1,4 +1,4 @@
-"""Modes that a block runs in: evaluation mode, grouped heads on a CPU, weights cast only once."""
+"""Context managers: evaluation mode, grouped heads on a CPU, and weights cast only once."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ GROUPED_HEADS = "TRANSFORMERS_SDPA_FORCE_GQA"
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Run a block in eval mode and give every submodule its own mode back.
+    """Run a block in eval mode and restore the mode of every submodule afterwards.
 
-    Generation in train mode with activation checkpointing gives wrong tokens.
+    Generation in train mode with activation checkpointing would give wrong tokens.
     """
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -30,7 +30,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def grouped_heads(device: torch.device) -> Iterator[None]:
-    """On a CPU, let query heads share the keys they read, also where there is a mask.
+    """On a CPU, let query heads share their keys and values, also where there is a mask.
 
     transformers copies the keys and values for every query head when padding is masked, because
     on a GPU masked attention with shared keys is slow.
@@ -48,11 +48,11 @@ def grouped_heads(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def weights_as_autocast(model: nn.Module) -> Iterator[None]:
-    """Run a block with linear weights already in autocast's type, where autocast is on.
+    """Run a block with linear weights cast once to autocast's type, if autocast is on.
 
-    Lightning's bf16-mixed has every pass cast every weight anew. The products are the same, since
-    they are of the cast weights either way. For passes without gradient; weights that FSDP2 holds
-    are left to it.
+    Otherwise Lightning's bf16-mixed casts every weight again in every pass. The results are the
+    same, since the products use the cast weights either way. Only for passes without gradient;
+    models sharded by FSDP2 are left unchanged.
     """
     device = next(model.parameters()).device.type
     layers = [each for each in model.modules() if isinstance(each, nn.Linear)]

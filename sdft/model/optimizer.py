@@ -1,4 +1,4 @@
-"""What goes with the optimizer: the learning rate over a stage, and a check of the gradients."""
+"""The learning-rate schedule of a stage, and the norm and finiteness of the gradients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class WarmupCosine:
     """Factor of the peak learning rate: linear warm-up, then a cosine to zero.
 
     Args:
-        warmup_steps: Steps of warm-up, cut to the stage's length.
+        warmup_steps: Steps of warm-up, at most the stage's length.
         num_steps: Optimizer steps of the stage.
     """
 
@@ -22,7 +22,7 @@ class WarmupCosine:
         self.num_steps = num_steps
 
     def __call__(self, step: int) -> float:
-        """Factor for the stage's step ``step``, from 0."""
+        """Factor for step ``step`` of the stage, counted from 0."""
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)
         remaining = max(self.num_steps - self.warmup_steps, 1)
@@ -30,13 +30,13 @@ class WarmupCosine:
 
 
 def gradient_norm(model: nn.Module) -> Tensor:
-    """() Euclidean norm of this rank's part of all gradients, in float64; it may be infinite."""
+    """Euclidean norm of this rank's part of all gradients: (), float64, possibly infinite."""
     norms = _norms(model, 2.0)
     return norms.double().norm() if len(norms) else norms.double().sum()
 
 
 def gradients_are_finite(model: nn.Module) -> bool:
-    """Whether no gradient holds NaN or infinity, on this rank, however large the entries are."""
+    """Whether this rank's gradients have no NaN or infinity, however large the entries are."""
     return bool(_norms(model, float("inf")).isfinite().all())
 
 
@@ -48,7 +48,7 @@ def _own(gradient: Tensor) -> Tensor:
 
 
 def _norms(model: nn.Module, order: float) -> Tensor:
-    """Norm of each parameter's gradient, of those that have one, in float32 or float64."""
+    """Norm of each gradient, over the parameters that have one, in float32 or float64."""
     gradients = [_own(each.grad) for each in model.parameters() if each.grad is not None]
     if not gradients:
         return torch.zeros(0)

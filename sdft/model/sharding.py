@@ -1,4 +1,4 @@
-"""Parameters that FSDP2 or tensor parallelism holds in shards."""
+"""Shard a model with FSDP2, and gather weights that are sharded."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
-    """Leave a share of each weight on this rank (FSDP2); a second call changes nothing.
+    """Shard the model's weights over the ranks (FSDP2); a second call changes nothing.
 
-    A decoder layer is gathered when a forward or backward pass reaches it and dropped behind it;
-    so is the rest of the decoder. The output head is not run as a module: it stays a sharded
-    parameter, and :func:`gathered_parameter` gathers it where :mod:`sdft.model.head` reads it.
+    Each decoder layer is gathered when a forward or backward pass reaches it and freed afterwards;
+    so is the rest of the decoder. The output head is not run as a module: its parameters stay
+    sharded, and :func:`gathered_parameter` gathers them where :mod:`sdft.model.head` reads them.
 
     Args:
         model: Causal language model with the same weights on every rank.
-        mesh: The ranks, one-dimensional.
+        mesh: One-dimensional mesh of the ranks.
     """
     if is_sharded(model):
         return
@@ -50,10 +50,10 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
 
 @contextmanager
 def gathered_weights(model: PreTrainedModel) -> Iterator[None]:
-    """Run a block with all of a model's weights on this rank, for forward passes without gradient.
+    """Run a block with gathered weights on this rank, for forward passes without gradient.
 
-    Entering is a collective where the model is sharded. Inside, nothing is: ranks may run as many
-    forward passes as each of them needs.
+    Entering is a collective if the model is sharded. Passes inside the block are not: each rank
+    may run as many as it needs.
     """
     if not is_sharded(model):
         yield
@@ -82,11 +82,11 @@ def gathered_weights(model: PreTrainedModel) -> Iterator[None]:
 
 
 def gathered_parameter(parameter: Tensor) -> Tensor:
-    """The parameter in full on this rank, gathered if it is sharded; differentiable.
+    """Gather a parameter on this rank if it is sharded; differentiable.
 
-    A collective where it is sharded: every rank must call it, and must run the backward pass. The
-    gradient that returns to a shard is averaged over the ranks, as FSDP does with the gradients
-    of the parameters it gathers itself.
+    This is a collective if the parameter is sharded: every rank must call it and run the backward
+    pass. The gradient of a shard is averaged over the ranks, as FSDP does for the parameters it
+    gathers itself.
     """
     if not isinstance(parameter, DTensor):
         return parameter
@@ -123,7 +123,7 @@ def _put(layer: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
 
 
 def from_all_ranks(value: Any) -> list[Any]:
-    """The value of every rank, in their order; a collective where there are several."""
+    """The value of every rank, in rank order; a collective if there are several ranks."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return [value]
     values: list[Any] = [None] * distributed.get_world_size()

@@ -1,23 +1,23 @@
 """The teacher: which weights score the student's tokens (section 3, appendix A.3).
 
-Two things tell teachers apart. When their weights change, with θ the student's weights, φ the
-teacher's:
+Teachers differ in when their weights change. With θ the student's weights and φ the teacher's:
 
 - ``ema``: φ ← rate · θ + (1 - rate) · φ every n optimizer steps, in fp32, or in bf16 with
-  stochastic rounding where the student is bf16: rounded to the nearest bf16, most of these updates
-  would be lost. The paper's choice, n = 1 and φ = θ when a stage starts;
-- ``stage_start``: φ is θ as it was when the stage started;
-- ``base``: φ is θ as it was before the first stage;
-- ``student``: φ is θ, always;
+  stochastic rounding if the student is bf16: rounding to the nearest bf16 would lose most of these
+  updates. The paper uses n = 1 and resets φ to θ at the start of each stage;
+- ``stage_start``: φ is a copy of θ at the start of the stage;
+- ``base``: φ is a copy of θ before the first stage;
+- ``student``: φ is always θ;
 - ``model``: φ is another model, which is never trained.
 
-And where they lie: in a model of the teacher's own (:class:`OwnModel`), in adapters of its own on
-the student's frozen backbone (:class:`OwnAdapters`), or in the student (:class:`Borrowed`).
+They also differ in where their weights are stored: in a separate model (:class:`OwnModel`), in
+separate adapters on the student's frozen backbone (:class:`OwnAdapters`), or in the student
+(:class:`Borrowed`).
 
-A teacher is a module, so its owner's checkpoint holds its own weights, also those that never
-change: nothing is rebuilt from a name, except the other model of ``model``. The EMA of adapters is
-taken of A and of B, so the teacher computes with ema(B) ema(A), which is not the EMA of B A: close
-while the student moves little within 1 / rate steps, and as cheap as one adapter.
+A teacher is a module, so checkpoints contain its own weights, including those that never change;
+only the other model of ``model`` is loaded again by its name. The EMA of adapters is computed for A
+and B separately, so the teacher uses ema(B) ema(A), which is not the EMA of B A. The two are close
+if the student changes little within 1 / rate steps, and the product costs no more than one adapter.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ NUM_NAMED = 3  # differing tokens that an error message names
 
 
 class Teacher(nn.Module):
-    """What all share: when the teacher's own weights take the student's over.
+    """Base class: updates the teacher's own weights from the student's.
 
     Args:
-        kind: See the module.
-        ema: How an ``ema`` teacher moves; None for the other kinds.
+        kind: One of the kinds described in the module.
+        ema: How an ``ema`` teacher is updated; None for the other kinds.
     """
 
     def __init__(self, kind: TeacherKind, ema: EMAUpdate | None = None) -> None:
@@ -58,25 +58,25 @@ class Teacher(nn.Module):
         self.reset_each_stage = kind == "stage_start" or (ema is not None and ema.reset_each_stage)
 
     def train(self, mode: bool = True) -> Teacher:
-        """The teacher always stays in evaluation mode; ``mode`` is ignored."""
+        """Keep the teacher in evaluation mode; ``mode`` is ignored."""
         del mode
         return super().train(False)
 
     @torch.no_grad()
     def start_stage(self, student: nn.Module) -> None:
-        """φ ← θ, for the kinds that start every stage from the student."""
+        """Set φ to θ, for the kinds that reset at each stage."""
         if self.reset_each_stage:
             for own, theirs in zip(self.parameters(), trained_parameters(student), strict=True):
                 own.copy_(theirs)
 
     @torch.no_grad()
     def update(self, student: nn.Module, num_steps: int, seed: int = 0) -> None:
-        """φ ← rate · θ + (1 - rate) · φ, once ``num_steps`` optimizer steps have been taken.
+        """EMA update: φ ← rate · θ + (1 - rate) · φ, if one is due after ``num_steps`` steps.
 
         Args:
-            student: θ.
-            num_steps: Over the whole run.
-            seed: The run's, of a bfloat16 teacher's rounding.
+            student: The model with weights θ.
+            num_steps: Optimizer steps taken over the whole run.
+            seed: The run's seed, for the rounding of a bfloat16 teacher.
         """
         if self.ema is None or num_steps % self.ema.update_every:
             return
@@ -93,16 +93,16 @@ class Teacher(nn.Module):
         """A context whose value is the model to score with, in evaluation mode."""
 
     def head(self, student_head: VocabularyHead) -> VocabularyHead:
-        """The teacher's output head: the student's own, which adapters leave alone."""
+        """The teacher's output head: the student's own, which has no adapters."""
         return student_head
 
     def left_out(self) -> dict[str, Tensor]:
-        """Weights that checkpoints leave out, since the configuration names them."""
+        """Weights that checkpoints omit because the configuration names their source."""
         return {}
 
 
 class OwnModel(Teacher):
-    """A frozen model of its own: a copy of the student, or another model."""
+    """A teacher with a separate frozen model: a copy of the student, or another model."""
 
     def __init__(
         self, model: PreTrainedModel, kind: TeacherKind, ema: EMAUpdate | None = None
@@ -112,7 +112,7 @@ class OwnModel(Teacher):
         self.model.eval()  # type: ignore[no-untyped-call]
 
     def scoring(self, student: PreTrainedModel) -> AbstractContextManager[PreTrainedModel]:
-        """The model."""
+        """A context whose value is the teacher's model."""
         del student
         return nullcontext(self.model)
 
@@ -122,12 +122,12 @@ class OwnModel(Teacher):
         return VocabularyHead.of(self.model)
 
     def left_out(self) -> dict[str, Tensor]:
-        """All of another model; nothing of a copy."""
+        """All weights of another model; none of a copy of the student."""
         return dict(self.state_dict()) if self.kind == "model" else {}
 
 
 class OwnAdapters(Teacher):
-    """Frozen copies of the student's adapters, which take their place while it scores."""
+    """A teacher with frozen copies of the student's adapters, swapped in while it scores."""
 
     def __init__(
         self, student: PreTrainedModel, kind: TeacherKind, ema: EMAUpdate | None = None
@@ -140,7 +140,7 @@ class OwnAdapters(Teacher):
 
     @contextmanager
     def scoring(self, student: PreTrainedModel) -> Iterator[PreTrainedModel]:
-        """The student with the teacher's adapters; its own come back untouched."""
+        """The student with the teacher's adapters; its own are restored unchanged."""
         self._swap(student)
         try:
             with evaluation_mode(student):
@@ -151,15 +151,15 @@ class OwnAdapters(Teacher):
     def _swap(self, student: nn.Module) -> None:
         for own, theirs in zip(self.adapters, trained_parameters(student), strict=True):
             own.data, theirs.data = theirs.data, own.data
-        torch.clear_autocast_cache()  # it may hold the other's weights under this one's name
+        torch.clear_autocast_cache()  # it may have cached the weights that were swapped out
 
 
 class Borrowed(Teacher):
-    """No weights of its own: the live student, or its backbone with the adapters off."""
+    """A teacher without weights of its own: the current student, or its backbone alone."""
 
     @contextmanager
     def scoring(self, student: PreTrainedModel) -> Iterator[PreTrainedModel]:
-        """The student, for ``base`` without its adapters."""
+        """The student; for ``base``, with its adapters disabled."""
         without = adapters_off(student) if self.kind == "base" else nullcontext()
         with without, evaluation_mode(student):
             yield student
@@ -170,16 +170,16 @@ def make_teacher(
     options: TeacherOptions,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Teacher:
-    """The teacher of these options.
+    """Create the teacher that the options describe.
 
     Args:
-        student: The model before training, adapted or not.
-        options: What is not given has its default.
-        tokenizer: The student's; needed for ``model`` alone.
+        student: The model before training, with or without adapters.
+        options: Options that are not given have their defaults.
+        tokenizer: The student's tokenizer; only needed for ``model``.
 
     Raises:
-        ValueError: An unknown kind or option, an option that this kind does not have, one out of
-            range, or another model that cannot be loaded or has other tokens.
+        ValueError: The kind or an option is unknown, the kind does not have the option, a value is
+            out of range, or the other model cannot be loaded or has different tokens.
     """
     kind = checked_kind(options)
     if kind == "model":
@@ -198,7 +198,7 @@ def make_teacher(
 def _other_model(
     name: str | None, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
 ) -> PreTrainedModel:
-    """Another model of the student's tokens. A larger head is cut: the surplus is padding."""
+    """Load a model with the student's tokens. A larger head is cut: the surplus is padding."""
     if name is None or tokenizer is None:
         raise ValueError("teacher.kind is model: name the other model with teacher.pretrained")
     loaded = load_model(name)
@@ -217,10 +217,10 @@ def _other_model(
 def check_same_tokens(
     name: str, theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase
 ) -> None:
-    """Require that every token id stands for the same text in both tokenizers.
+    """Require that both tokenizers give every token the same id.
 
     Raises:
-        ValueError: One does not; the message names a few of them.
+        ValueError: Some tokens differ; the message names a few of them.
     """
     their_ids, our_ids = theirs.get_vocab(), ours.get_vocab()
     differing = sorted(

@@ -1,4 +1,4 @@
-"""What can be asked of a teacher: its kind, and how an EMA teacher is updated."""
+"""The options of a teacher: its kind, and how an EMA teacher is updated."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ TeacherKind = Literal["ema", "stage_start", "base", "student", "model"]
 
 
 class TeacherOptions(TypedDict, total=False):
-    """Which weights teach, and how an EMA teacher is updated.
+    """Which weights the teacher has, and how an EMA teacher is updated.
 
     Args:
         kind: ema (the default), stage_start, base, student or model.
-        rate: Of ema: share of the student taken over per update, in (0, 1]; 0.01 by default.
-        update_every: Of ema: optimizer steps between two updates, counted over the whole run; 1 by
-            default.
-        reset_each_stage: Of ema: start every stage from the student, as the paper does; true by
-            default.
-        pretrained: Of model: what to load, as for the student; it needs the student's tokens.
+        rate: For ema: weight of the student in each update, in (0, 1]; 0.01 by default.
+        update_every: For ema: optimizer steps between two updates, counted over the whole run; 1
+            by default.
+        reset_each_stage: For ema: reset the teacher to the student at the start of each stage, as
+            the paper does; true by default.
+        pretrained: For model: the model to load, named like the student; it must have the
+            student's tokens.
     """
 
     kind: TeacherKind
@@ -30,7 +31,7 @@ class TeacherOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class EMAUpdate:
-    """When and how far an ``ema`` teacher moves; see :class:`TeacherOptions`.
+    """When and by how much an ``ema`` teacher is updated; see :class:`TeacherOptions`.
 
     Raises:
         ValueError: A value is out of range.
@@ -43,18 +44,18 @@ class EMAUpdate:
     def __post_init__(self) -> None:
         if not 0.0 < self.rate <= 1.0:
             raise ValueError(
-                f"teacher.rate is {self.rate}; it must lie in (0, 1]; for a teacher that does not "
-                "move set teacher.kind to stage_start or base"
+                f"teacher.rate is {self.rate}; it must lie in (0, 1]; for a teacher that is not "
+                "updated, set teacher.kind to stage_start or base"
             )
         if self.update_every < 1:
             raise ValueError(f"teacher.update_every is {self.update_every}; it must be at least 1")
 
 
 def checked_kind(options: TeacherOptions) -> TeacherKind:
-    """The kind of teacher asked for.
+    """The kind of teacher that the options name.
 
     Raises:
-        ValueError: It is unknown, or does not have one of the options.
+        ValueError: The kind is unknown, or does not have one of the options.
     """
     kind = options.get("kind", "ema")
     if kind not in get_args(TeacherKind):
