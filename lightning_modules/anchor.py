@@ -1,4 +1,4 @@
-"""An anchor: what keeps a student near the model that its stage began with."""
+"""A KL loss that keeps the student near the model at the start of its stage."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Anchor:
     """KL(model at the stage's start || student) on prompts without demonstrations, as a loss.
 
     Learning without forgetting (Li & Hoiem 2016) with a language model's answers: before a stage,
-    the model answers the prompts (temperature 1), and what it believed at each token is recorded
+    the model answers the prompts (temperature 1), and its distribution at each token is recorded
     (:mod:`sdft.loss.reference_answers`). Every step adds ``weight`` times the mean KL over the
     tokens of a few of these answers.
 
@@ -34,8 +34,8 @@ class Anchor:
         prompts: general_prompts, those that come with the package; earlier_tasks, the prompts of
             earlier tasks' training rows, so that the first stage has no anchor; or a JSON Lines
             file of others (id, prompt).
-        num_prompts: Answers recorded at a stage's start.
-        rows_per_step: Of these, read at each optimizer step of a process, in turn.
+        num_prompts: Number of answers recorded at a stage's start.
+        rows_per_step: Answers that each process reads per optimizer step, in turn.
         max_new_tokens: Longest answer.
     """
 
@@ -53,8 +53,8 @@ class StageAnchor:
         options: What to record.
 
     Raises:
-        ValueError: An option is out of range, or there are fewer prompts.
-        FileNotFoundError: There is no such file of prompts.
+        ValueError: An option is out of range, or there are fewer prompts than num_prompts.
+        FileNotFoundError: The file of prompts does not exist.
     """
 
     def __init__(self, options: Anchor) -> None:
@@ -70,14 +70,14 @@ class StageAnchor:
             self._general = general_prompts(str(file), options.num_prompts)
 
     def start_stage(self, module: Any) -> None:
-        """Record the answers of the student as it is."""
+        """Record the answers of the current student."""
         rows = self._rows(module)
         prompts = [module.trainer.datamodule.reader.student_prompt(row) for row in rows]
-        with module.trainer.precision_plugin.val_step_context():  # as the steps compute
+        with module.trainer.precision_plugin.val_step_context():  # in the steps' precision
             self.answers = self._answers(module, prompts) if prompts else None
 
     def _rows(self, module: Any) -> list[Demonstration]:
-        """General prompts, or equally many of each earlier task."""
+        """General prompts, or an equal number from each earlier task."""
         if self._general:
             return self._general
         tasks = module.trainer.datamodule.tasks[: module.stage]
@@ -117,7 +117,7 @@ class StageAnchor:
         return read.kl(hidden, module.student_head).mean()
 
     def state(self) -> dict[str, Tensor]:
-        """The stage's answers, for the checkpoint; empty for none."""
+        """The stage's answers, for the checkpoint; empty if there are none."""
         return {} if self.answers is None else self.answers.state()
 
     def load_state(self, state: dict[str, Tensor]) -> None:

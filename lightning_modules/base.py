@@ -1,4 +1,4 @@
-"""What every method shares: its options, the model, scored completions, and weights of tokens."""
+"""The base class of all methods: options, model, scored completions and token weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from sdft.rollout.request import SamplingSettings
 from sdft.seeds import Stream, mix_seed
 from sdft.types import DemonstrationBatch, TokenIds
 
-DTYPES = {"full": torch.float32, "lean": torch.bfloat16}  # of trained weights, by memory
+DTYPES = {"full": torch.float32, "lean": torch.bfloat16}  # of the trained weights, by option
 
 
 class ContinualModule(StageTraining):
@@ -49,11 +49,11 @@ class ContinualModule(StageTraining):
         stop_strings: Completions end, in rollouts and in evaluation, with the token that completes
             one of these texts; null for none.
         rollout_engine: What computes completions, in rollouts and in evaluation: in_place (the
-            training weights where they are), generate (transformers), continuous_batching
+            training weights themselves), generate (transformers), continuous_batching
             (transformers, on a GPU) or vllm (a server that is sent the weights).
         rollout_engine_options: The engine's own options; null for its defaults.
         lora: Train low-rank adapters on a frozen backbone; null trains all weights.
-        memory: What weights, optimizer and EMA teacher are held in, where all weights are
+        memory: Precision of weights, optimizer state and EMA teacher when all weights are
             trained. full: float32, 20 bytes a parameter with gradients. lean: bfloat16 weights,
             gradients and teacher, updated with stochastic rounding, and 8-bit moments: 8 bytes.
         anchor: Add weight * KL(model at the stage's start || student) on prompts without
@@ -69,8 +69,8 @@ class ContinualModule(StageTraining):
     """
 
     method_name = "none"
-    train_on = "demonstrations"  # what it reads of training rows: these, documents or prompts
-    reads_teacher_prompts = False  # whether a model answers, or is scored, behind them
+    train_on = "demonstrations"  # or documents, or prompts: what it reads of training rows
+    reads_teacher_prompts = False  # whether a model answers or is scored after them
     reduction: str  # what the loss averages over, one of sdft.loss.reductions.REDUCTIONS
 
     def __init__(
@@ -114,17 +114,17 @@ class ContinualModule(StageTraining):
 
     def _take_on(self, loaded: LoadedModel, activation_checkpointing: bool) -> None:
         """Hold the model as the student."""
-        if activation_checkpointing:  # takes effect in training mode alone, never in rollouts
+        if activation_checkpointing:  # takes effect only in training mode, never in rollouts
             loaded.model.activation_checkpointing_enable({"use_reentrant": False})
         self.student = loaded.model.train()
         self.student_head = VocabularyHead.of(self.student)
         self.tokenizer, self.end_ids = loaded.tokenizer, loaded.end_ids
 
     def setup(self, stage: str) -> None:
-        """Check that the data module reads rows as this method needs them, and the model can.
+        """Check that the data module reads rows as this method needs them, and that they fit.
 
         Raises:
-            ValueError: One does not (``stage`` is Lightning's: fit, validate, …).
+            ValueError: They do not (``stage`` is Lightning's: fit, validate, …).
         """
         found = self.trainer.datamodule.train_on
         if stage == "fit" and found != self.train_on:
@@ -140,9 +140,9 @@ class ContinualModule(StageTraining):
             warn_of_short_stages(self.plan, self.warmup_steps)
 
     def on_train_start(self) -> None:
-        """Record what the anchor holds the student to; a resumed stage has it.
+        """Record the anchor's answers, unless a resumed stage has them already.
 
-        The costs of a stage's start are counted apart from its steps'.
+        Their cost is counted separately from that of the stage's steps.
         """
         self.clock.start(self.device)
         self.passes.start()
@@ -151,7 +151,7 @@ class ContinualModule(StageTraining):
             self.clock.lap("anchor")
 
     def anchored(self, loss: Tensor) -> Tensor:
-        """A method's loss plus the anchor's."""
+        """The method's loss plus the anchor's loss."""
         kl = None if self.anchor is None else self.anchor.kl(self)
         if self.anchor is None or kl is None:
             return loss
@@ -160,7 +160,7 @@ class ContinualModule(StageTraining):
         return loss + self.anchor.options.weight * kl
 
     def configure_model(self) -> None:
-        """Share student and teacher out over the ranks, where the strategy has a device mesh."""
+        """Shard student and teacher over the ranks, if the strategy has a device mesh."""
         if self.device_mesh is not None:
             self._shard(self.device_mesh)
 
@@ -191,11 +191,11 @@ class ContinualModule(StageTraining):
         completions: Sequence[TokenIds],
         positions: LossPositions,
     ) -> Tensor:
-        """:meth:`hidden_states` as a part of training: a pass that is reported.
+        """:meth:`hidden_states` in a training step; the pass is reported to callbacks.
 
         Args:
             purpose: What the pass is for: teacher, student, …
-            model: Who reads.
+            model: The model that reads.
             prompts: B token-id lists.
             completions: B token-id lists.
             positions: N positions, which the loss projects to the vocabulary once.
@@ -232,7 +232,7 @@ class ContinualModule(StageTraining):
         return weights
 
     def on_train_batch_start(self, batch: DemonstrationBatch, *_: Any) -> None:
-        """Start the clock; make dropout's noise a function of the counters, as the rollouts' is."""
+        """Start the clock, and seed dropout from the counters, as the rollouts are."""
         self._num_padding_rows = batch.num_padding_rows
         self.clock.start(self.device)
         self.passes.start()
@@ -246,12 +246,12 @@ class ContinualModule(StageTraining):
     def rollout_seeds(self, num_rows: int, stream: Stream = Stream.ROLLOUTS) -> list[int]:
         """A seed for every rollout of this optimizer step: a function of the counters alone.
 
-        It follows a row's place in the batch of all ranks, of which rank r of n has places r,
-        r + n, r + 2n, …: completions do not depend on the number of ranks.
+        It depends on the row's place in the batch of all ranks, of which rank r of n has places r,
+        r + n, r + 2n, …, so that completions do not depend on the number of ranks.
 
         Args:
             num_rows: Rollouts on this rank.
-            stream: Another for other samples than the step's own rollouts.
+            stream: The random stream; samples other than the step's rollouts need another one.
         """
         rank, num_ranks = self.trainer.global_rank, self.trainer.world_size
         places = range(rank, rank + num_rows * num_ranks, num_ranks)

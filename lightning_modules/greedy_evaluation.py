@@ -1,4 +1,4 @@
-"""Answering prompts, and the greedy evaluation of every task, the same for all methods."""
+"""Generation, and the greedy evaluation of every task, which all methods share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sdft.rollout.request import RolloutRequest, SamplingSettings
 from sdft.scorers.answer_text import answer_texts
 from sdft.types import EvaluationBatch, Rollout, TokenIds
 
-SCORED_AT_ONCE = 8  # answers; a judge is waited for
+SCORED_AT_ONCE = 8  # answers; scoring waits for the judge
 
 
 class GreedyEvaluation(L.LightningModule):
@@ -31,9 +31,9 @@ class GreedyEvaluation(L.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self._scores: dict[str, list[float]] = {}  # of this rank's rows, by task
-        self._evaluation = ExitStack()  # what an evaluation is run in
-        self._beside = InPlaceEngine()  # of models that are not the student
+        self._scores: dict[str, list[float]] = {}  # scores of this rank's rows, by task
+        self._evaluation = ExitStack()  # contexts of an evaluation
+        self._beside = InPlaceEngine()  # for models other than the student
 
     def generate(
         self,
@@ -50,9 +50,10 @@ class GreedyEvaluation(L.LightningModule):
             prompts: B token-id lists.
             settings: Such as the module's own ``greedy``.
             seeds: B seeds of the sampling noise; not needed where ``settings`` are greedy.
-            drafts: B guesses of the completions, which may save passes and change nothing else.
-            model: Who answers. None is the student, through the rollout engine; another model,
-                such as a teacher, answers in place.
+            drafts: B guesses of the completions, which may save forward passes and change
+                nothing else.
+            model: The model that answers. None is the student, through the rollout engine; any
+                other model, such as a teacher, answers in place.
         """
         decode = self.tokenizer.decode
         request = RolloutRequest(prompts, settings, self.end_ids, seeds, drafts, decode)
@@ -63,21 +64,22 @@ class GreedyEvaluation(L.LightningModule):
     def prepared(self, model: PreTrainedModel | None = None) -> AbstractContextManager[None]:
         """A block in which each rank may call :meth:`generate` as often as it likes.
 
-        Outside of it, ranks with sharded weights must call it equally often; all ranks enter it.
+        Outside the block, ranks with sharded weights must call it equally often. All ranks must
+        enter the block.
         """
         if model is None:
             return self.rollout_engine.prepared(self.student)
         return self._beside.prepared(model)
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the last evaluation; gather the weights once for all batches, if sharded."""
+        """Clear the last evaluation; gather sharded weights once for all batches."""
         self._scores = {}
         self._evaluation.enter_context(self.prepared())
 
     def validation_step(
         self, batch: EvaluationBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, list[Any]]:
-        """Answer greedily and score the answers; callbacks are given both."""
+        """Answer greedily and score the answers; callbacks receive both."""
         return self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -94,7 +96,7 @@ class GreedyEvaluation(L.LightningModule):
         self._log_accuracies("test_accuracy")
 
     def _evaluate(self, batch: EvaluationBatch) -> dict[str, list[Any]]:
-        if not batch.rows:  # this process has no row left where another one has
+        if not batch.rows:  # this process has no rows left, another has
             return {"answers": [], "scores": []}
         rollout = self.generate(batch.prompts, self.greedy)
         texts = self.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)

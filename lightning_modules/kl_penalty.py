@@ -1,4 +1,4 @@
-"""SFT held near the base model by a KL penalty."""
+"""SFT with a KL penalty towards the base model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DIRECTIONS = ("reverse_kl", "forward_kl")
 
 
 class KLPenaltyModule(SFTModule):
-    """SFT plus a penalty on leaving the base model, at every demonstration token.
+    """SFT plus a KL penalty towards the base model, at every demonstration token.
 
     The loss is -log p(y) + penalty * KL, both weighted by the reduction; base and student read
     the prompt and the same demonstration tokens.

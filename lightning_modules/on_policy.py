@@ -1,4 +1,4 @@
-"""On-policy distillation from a model that needs no demonstration, and re-invoke."""
+"""On-policy distillation from a teacher without demonstrations, and re-invoke."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ ANOTHER_MODEL: TeacherOptions = {"kind": "model"}
 
 
 class OnPolicyDistillationModule(SDFTModule):
-    """On-policy distillation: SDFT's loss, but the teacher knows better without a demonstration.
+    """On-policy distillation: SDFT's loss, with a teacher that reads the prompt alone.
 
-    Student and teacher read the same prompt; demonstrations are not used.
+    Student and teacher read the same prompt, and demonstrations are not used.
 
     Args:
-        teacher: Which weights teach, as SDFTModule's; by default another model, to be named by
+        teacher: Which weights teach, as in SDFTModule; by default another model, named by
             teacher.pretrained.
         base: Other options of SDFTModule and those every method has.
     """
@@ -41,7 +41,7 @@ class OnPolicyDistillationModule(SDFTModule):
 
 
 class ReinvokeModule(OnPolicyDistillationModule, SFTModule):
-    """Re-invoke (Lu et al. 2025): SFT, then stages that call the base model's behaviour back.
+    """Re-invoke (Lu et al. 2025): SFT, then stages that restore the base model's behaviour.
 
     A stage with demonstrations is SFT, averaged over tokens as SFT is by default. A stage of
     general prompts, a task with ``prompts_only``, is on-policy distillation from the base model:

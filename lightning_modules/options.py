@@ -1,4 +1,4 @@
-"""What options of a method are refused, with the option's name, its value and the fix."""
+"""Checks of a method's options; errors name the option, its value and the fix."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ def require_at_least(least: float, **options: float | None) -> None:
 
 
 def checked_reduction(name: str) -> str:
-    """The reduction of a module's options, refused where there is no such one."""
+    """The reduction of a module's options; an unknown one is refused."""
     require(name in REDUCTIONS, "reduction", name, " or ".join(REDUCTIONS))
     return name
 
 
 def checked_teacher(options: TeacherOptions) -> TeacherOptions:
-    """The teacher's options, refused where they are no mapping."""
+    """The teacher's options; anything but a mapping is refused."""
     name = options if isinstance(options, str) else "ema"
     require(isinstance(options, Mapping), "teacher", options, f"a mapping such as {{kind: {name}}}")
     return options
 
 
 NEED_OWN_DRAWS = ("sampled_token", "rao_blackwellised")
-"""Divergences that are right for completions drawn from the student alone."""
+"""Divergences that are correct only for completions drawn from the student."""
 
 
 def checked_fraction(fraction: float, *, own_draws_only: bool) -> float:
-    """The share of on-policy rows, refused where it cannot be.
+    """The fraction of on-policy rows; an impossible value is refused.
 
     Args:
         fraction: From 0 to 1.
@@ -85,7 +85,7 @@ def checked_divergence(
     Args:
         name: One of :data:`sdft.loss.divergence_registry.DIVERGENCES`.
         options: The divergence's own.
-        sampling: Of the rollouts: it must not rule the objective's mathematics out.
+        sampling: How rollouts are sampled; it must agree with the objective's mathematics.
         importance_clip: Largest importance weight; None for none.
 
     Raises:
@@ -117,7 +117,7 @@ def checked_divergence(
 
 
 def warn_of_short_stages(plan: StagePlan, warmup_steps: int) -> None:
-    """Say which stages end before the learning rate has reached its peak."""
+    """Warn of stages that end before the learning rate has reached its peak."""
     for stage, task in enumerate(plan.tasks):
         if (steps := plan.steps_in_stage(stage)) <= warmup_steps:
             logger.warning(

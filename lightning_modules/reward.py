@@ -1,4 +1,4 @@
-"""SDFT with a reward: what the scorer says of a rollout joins the teacher's signal."""
+"""SDFT with a reward: a rollout's score adds a policy gradient to the divergence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sdft.types import DemonstrationBatch, Rollout
 
 
 class RewardedSDFTModule(SDFTModule):
-    """SDFT plus a policy gradient (the paper's future work): learn from feedback too.
+    """SDFT plus a policy gradient (the paper's future work).
 
     Each rollout is scored by its task's own scorer. At every token the loss gains
     -reward_weight * advantage * log p(token), with the token weights of the divergence; the
@@ -56,7 +56,7 @@ class RewardedSDFTModule(SDFTModule):
         return divergence + self.reward_weight * loss
 
     def rewards(self, batch: DemonstrationBatch, rollout: Rollout) -> Tensor:
-        """(B,) scores of the rollouts, each by its own task's rule."""
+        """(B,) scores of the rollouts, each by its own task's scorer."""
         answers = self.answers(batch.student_prompts, rollout)
         score = self.trainer.datamodule.score
         scores = [score(answer, row) for answer, row in zip(answers, batch.rows, strict=True)]

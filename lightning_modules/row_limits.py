@@ -1,4 +1,4 @@
-"""Whether the rows of a run fit its model: their token ids, their lengths, their batches."""
+"""Checks that the rows of a run fit its model: token ids, lengths and batches."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ SHORTER = "lower model.max_new_tokens, or data.max_prompt_tokens with data.overl
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a model reads of a row.
+    """The token ids that a model reads of a row.
 
     Args:
         where: Task, split and row, for messages.
         prompt: Token ids.
-        answer: Token ids that are given; empty for an answer that is drawn.
-        num_new: Tokens that may be drawn behind the prompt.
+        answer: Token ids of a given answer; empty for an answer that is sampled.
+        num_new: Tokens that may be sampled after the prompt.
     """
 
     where: str
@@ -31,7 +31,7 @@ class Reading:
 
     @property
     def length(self) -> int:
-        """Positions it may take."""
+        """Positions that it may need."""
         return len(self.prompt) + max(len(self.answer), self.num_new)
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class Reading:
 
 
 def check_rows(module: Any, data: Any) -> None:
-    """Refuse rows that the student, or another model that teaches it, cannot read.
+    """Refuse rows that the student, or a teacher that is another model, cannot read.
 
     Rows are tokenized for it only where the tokenizer has more tokens than the model, or where
     the options allow rows longer than the model's positions.
@@ -59,7 +59,7 @@ def check_rows(module: Any, data: Any) -> None:
 
 
 def _models(module: Any) -> Iterator[Any]:
-    """The student, and its teacher where that is another model than a copy."""
+    """The student, and its teacher if that is not a copy of the student."""
     yield module.student
     teacher = getattr(module, "teacher", None)
     if teacher is not None and teacher.kind == "model":
@@ -97,7 +97,7 @@ def _readings(module: Any, data: Any) -> Iterator[Reading]:
 
 
 def _upper_bound(module: Any, data: Any) -> int:
-    """Positions that no row can pass: a text has at most as many tokens as bytes."""
+    """An upper bound of a row's positions: a text has at most as many tokens as bytes."""
     texts = (row.demonstration or row.context or "" for task in data.tasks for row in task.train)
     longest_answer = max(len(text.encode()) for text in texts) + TEMPLATE_TOKENS
     return int(data.max_prompt_tokens + max(module.greedy.max_new_tokens, longest_answer))

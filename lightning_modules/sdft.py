@@ -1,4 +1,4 @@
-"""SDFT: the model learns from itself, shown a demonstration (section 3)."""
+"""SDFT: the student learns from the demonstration-conditioned model (section 3)."""
 
 from __future__ import annotations
 
@@ -44,43 +44,43 @@ class SDFTModule(ContinualModule):
     next-token distributions at every completion token; the EMA is updated.
 
     Args:
-        divergence: What is minimised: forward_kl is KL(teacher || student), as all published
-            results used; reverse_kl is KL(student || teacher), as the paper's equation 1; jsd is
+        divergence: What is minimised: forward_kl is KL(teacher || student), as in all published
+            results; reverse_kl is KL(student || teacher), as in the paper's equation 1; jsd is
             a mixture of both; sampled_token looks at the drawn token alone; rao_blackwellised is
             reverse_kl plus the score of the tokens before; topk_teacher and topk_student look at
             the k most likely tokens of either model.
         divergence_options: Options of that divergence, such as {beta: 0.5}. All but
             sampled_token: clip, an upper bound of each vocabulary entry's term in nats, off by
-            default. jsd: beta, the teacher's share of the mixture, from 0 (forward_kl) to 1
+            default. jsd: beta, the teacher's weight in the mixture, from 0 (forward_kl) to 1
             (reverse_kl). topk_teacher and topk_student: k, the number of tokens; tail, whether
-            one more entry holds the probability of all others, or the k are renormalised;
+            one more entry holds the probability of all others or the k are renormalised;
             direction, one of forward, reverse and jsd; beta, for jsd.
         distillation_temperature: Divides both models' logits in the divergence.
         reduction: What the loss averages over: sequence_mean (tokens of a completion, then
             completions; the paper's code) or token_mean (all completion tokens of the batch).
-        num_masked_tokens: First completion tokens without loss, so that the student does
-            not pick up openings such as "Based on the text" (the paper: 3). Under
+        num_masked_tokens: Number of first completion tokens without loss, so that the student does
+            not pick up preambles such as "Based on the text" (the paper: 3). Under
             rao_blackwellised they still pass the score of what follows them.
         masked_preambles: A completion that begins with one of these phrases carries no
             loss up to the phrase's end, whatever its case; the longer of the two masks holds.
         teacher: Which weights teach. kind: ema, an EMA of the student (the paper's choice);
             stage_start, the student as the stage began; base, the model before any training;
             student, the live student; model, the one that pretrained names. Of ema: rate, the
-            share of the student taken over per update (0.01); update_every, optimizer steps
+            student's weight in each update (0.01); update_every, optimizer steps
             between two updates (1); reset_each_stage, start every stage from the student (true).
             A mapping in a config replaces the one before it; a flag such as
             --model.teacher.rate 0.02 changes one entry.
         temperature: Sampling temperature of the rollouts.
-        top_p: Nucleus of the rollouts; 1 samples the student's own distribution.
+        top_p: Nucleus probability of the rollouts; 1 samples the student's own distribution.
         top_k: Rollout tokens come from the k most likely; 0 for all.
-        min_p: Rollout tokens have at least this share of the most likely one's probability; 0 for
-            all.
-        on_policy_fraction: Share of the rows whose scored completion is the student's own sample
+        min_p: Rollout tokens have at least this fraction of the most likely token's probability;
+            0 for all.
+        on_policy_fraction: Fraction of the rows whose scored completion is the student's own sample
             (λ of Agarwal et al. 2024); the others' is the demonstration. 1 is SDFT as published.
         importance_clip: Weight each loss token by min(p_student / p_sampler, this), for a sampler
-            that is another engine than the trainer; null is off and free. It costs one more
+            that is another engine than the trainer; null is off. It costs one more
             projection. Logged: train/importance_mean, and train/importance_ess, the effective
-            share of the loss tokens.
+            sample size as a fraction of the loss tokens.
         base: Options every method has.
     """
 
@@ -130,14 +130,14 @@ class SDFTModule(ContinualModule):
         self.teacher_head = self.teacher.head(self.student_head)
 
     def on_train_start(self) -> None:
-        """A stage's teacher starts from the student; a resumed stage keeps its own."""
+        """Start the stage's teacher from the student; a resumed stage keeps its own."""
         super().on_train_start()
         if self.at_stage_start():
             self.teacher.start_stage(self.student)
             self.clock.lap("teacher_update")
 
     def fixed_settings(self) -> dict[str, str]:
-        """What a resumed run must share with its checkpoint, by the option's name."""
+        """Values that a resumed run must share with its checkpoint, by the option's name."""
         own = {"teacher.kind": self.teacher.kind}
         if self.teacher.kind == "model":
             own["teacher.pretrained"] = f"of weights {self._teacher_digest}"
@@ -167,12 +167,12 @@ class SDFTModule(ContinualModule):
         student: Tensor,
         teacher: Tensor,
     ) -> Tensor:
-        """The objective with each token's weight: the reduction's, times its importance if asked.
+        """The weighted objective: weights of the reduction, times importance weights if asked for.
 
         Args:
-            batch: What was asked.
-            rollout: What the student answered.
-            positions: The N tokens of it that the objective reads.
+            batch: The prompts.
+            rollout: The student's completions.
+            positions: The N completion tokens that the objective reads.
             student: (N, D) hidden states, with gradient.
             teacher: (N, D') hidden states.
         """
@@ -207,7 +207,7 @@ class SDFTModule(ContinualModule):
         ).loss
 
     def sample(self, batch: DemonstrationBatch) -> Rollout:
-        """One completion per prompt from the student; off-policy rows have the demonstration."""
+        """One completion per prompt: the student's sample, or an off-policy row's demonstration."""
         rows = self.on_policy_rows(len(batch))
         with self.prepared() if self.on_policy_fraction else nullcontext():  # on every rank
             drawn = self._draw(batch, rows) if rows else None
@@ -215,7 +215,7 @@ class SDFTModule(ContinualModule):
         return rollout
 
     def on_policy_rows(self, num_rows: int) -> list[int]:
-        """Rows of this rank's batch to sample for: λ of all rows of the run."""
+        """Rows of this rank's batch to sample for: a fraction λ of all rows of the run."""
         if self.on_policy_fraction == 1:
             return list(range(num_rows))
         ranks, step = self.trainer.world_size, self.trainer.global_step
@@ -238,7 +238,7 @@ class SDFTModule(ContinualModule):
         return drawn
 
     def early_mask(self, rollout: Rollout) -> list[int]:
-        """First tokens of each completion that carry no loss."""
+        """Number of first tokens of each completion that carry no loss."""
         in_phrases = self.preambles_to_mask.num_tokens(rollout.completions)
         return [max(number, self.num_masked_tokens) for number in in_phrases]
 
@@ -246,7 +246,7 @@ class SDFTModule(ContinualModule):
     def score_teacher(
         self, batch: DemonstrationBatch, rollout: Rollout, positions: LossPositions
     ) -> Tensor:
-        """(N, D) hidden states of the teacher, the demonstration in its context."""
+        """(N, D) hidden states of the teacher, with the demonstration in context."""
         prompts = self.read_by_teacher(batch)
         with self.teacher.scoring(self.student) as model:
             hidden = self.scored("teacher", model, prompts, rollout.completions, positions)
@@ -265,7 +265,7 @@ class SDFTModule(ContinualModule):
         return self.scored("student", self.student, *read, positions)
 
     def loss_positions(self, rollout: Rollout) -> LossPositions:
-        """The N positions the loss reads: a prefix score reads the masked tokens' too."""
+        """The N positions the loss reads; a prefix score also reads those of masked tokens."""
         return LossPositions.of(
             rollout.completions,
             self.early_mask(rollout),

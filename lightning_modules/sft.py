@@ -33,7 +33,7 @@ class SFTModule(ContinualModule):
         self.reduction = checked_reduction(reduction)
 
     def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
-        """Imitate the targets, given the prompts."""
+        """One SFT step: cross-entropy of the targets, given the prompts."""
         targets = self.targets(batch)
         positions = LossPositions.of(targets, device=self.device)
         hidden = self.scored("student", self.student, batch.student_prompts, targets, positions)
@@ -54,7 +54,7 @@ class SFTModule(ContinualModule):
 
         Args:
             batch: What the step reads.
-            hidden: (N, D) the student's, with gradient.
+            hidden: (N, D) the student's hidden states, with gradient.
             positions: The N target tokens.
         """
         weights = self.imitation_weights(hidden, positions)
@@ -69,7 +69,7 @@ class CPTModule(SFTModule):
     """Continual pre-training: next-token cross-entropy on every token of raw documents.
 
     The documents are the contexts of a task's training rows, each once, without prompt or chat
-    template; the task is evaluated by its questions as ever.
+    template; the task is evaluated by its questions as with any other method.
 
     Args:
         base: Options of SFTModule and those every method has.
@@ -80,7 +80,7 @@ class CPTModule(SFTModule):
 
 
 class DFTModule(SFTModule):
-    """Dynamic fine-tuning: SFT whose tokens count as much as the model already believes in them.
+    """Dynamic fine-tuning: SFT with each token weighted by the model's own probability of it.
 
     The loss of a token y is -sg(p(y)) log p(y), where sg passes no gradient: its gradient is that
     of -p(y), while SFT's grows as 1 / p(y) on tokens the model finds unlikely. Not to be confused

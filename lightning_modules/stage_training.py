@@ -1,4 +1,4 @@
-"""The optimizer of every stage, its steps, and what a checkpoint holds of a run."""
+"""The optimizer of each stage, its steps, and what a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -93,19 +93,19 @@ class StageTraining(GreedyEvaluation):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
     ) -> None:
-        """Step the student and free its gradients, which the next rollout has no use for."""
+        """Step the student and free its gradients, which the next rollout does not need."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         optimizer.zero_grad()
         self.clock.lap("optimizer")
 
     def fixed_settings(self) -> dict[str, str]:
-        """What a resumed run must share with its checkpoint, by the option's name."""
+        """Values that a resumed run must share with its checkpoint, by the option's name."""
         if self.lora is None:
             return {"lora": "null"}
         return {"lora": str(self.lora), "pretrained": f"of weights {self._backbone_digest}"}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave a frozen backbone out; keep what tells that a resumed run has the same one."""
+        """Leave a frozen backbone out; keep a digest by which a resumed run recognises it."""
         checkpoint["fixed_settings"] = self.fixed_settings()
         if self.anchor is not None:
             checkpoint["anchor"] = self.anchor.state()
@@ -113,7 +113,7 @@ class StageTraining(GreedyEvaluation):
             del checkpoint["state_dict"][name]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another run's checkpoint; put the frozen backbone back in.
+        """Refuse another run's checkpoint, and put the frozen backbone back.
 
         Raises:
             ValueError: Teacher, adapters or the backbone's weights are not the checkpoint's.

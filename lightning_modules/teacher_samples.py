@@ -1,4 +1,4 @@
-"""Methods that learn offline, from completions that the teacher drew once (figure 6)."""
+"""Methods that learn offline, from completions sampled once from the teacher (figure 6)."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ STAGE_START_TEACHER: TeacherOptions = {"kind": "stage_start"}
 class TeacherSamples(ContinualModule):
     """One completion for every training row of a stage, drawn at its start and then kept.
 
-    They are drawn from the model shown the demonstration, as the teacher of SDFT reads it.
-    Checkpoints hold them, so that a resumed stage learns from the same.
+    They are sampled from the demonstration-conditioned model, with the teacher's prompt of SDFT.
+    Checkpoints hold them, so that a resumed stage learns from the same ones.
     """
 
     reads_teacher_prompts = True
@@ -39,14 +39,14 @@ class TeacherSamples(ContinualModule):
         self.teacher_samples: dict[RowKey, TokenIds] = {}
 
     def on_train_start(self) -> None:
-        """Draw the stage's samples; a resumed stage has them."""
+        """Draw the stage's samples, unless a resumed stage has them already."""
         super().on_train_start()
         if self.at_stage_start():
             self.teacher_samples = self.draw_samples()
             self.clock.lap("sample")
 
     def sampling_teacher(self) -> AbstractContextManager[PreTrainedModel | None]:
-        """The model to draw from, shown the demonstration; None for the student as it is."""
+        """The model to sample from, with the demonstration in context; None for the student."""
         return nullcontext()
 
     def draw_samples(self) -> dict[RowKey, TokenIds]:
@@ -56,7 +56,7 @@ class TeacherSamples(ContinualModule):
         with precision, self.sampling_teacher() as model, self.prepared(model):
             for batch in self.trainer.datamodule.train_dataloader():
                 new = [place for place, key in enumerate(keys(batch)) if key not in samples]
-                if new:  # not every rank has new rows in every batch
+                if new:  # some ranks may have no new rows in a batch
                     drawn_for = [keys(batch)[place] for place in new]
                     prompts = [batch.teacher_prompts[place] for place in new]
                     rollout = self.generate(
@@ -90,7 +90,7 @@ class TeacherSamples(ContinualModule):
 
 
 class TeacherSFTModule(TeacherSamples, SFTModule):
-    """SFT on samples of the teacher: its demonstration-conditioned answers are imitated.
+    """SFT on the answers of the demonstration-conditioned model.
 
     Args:
         temperature: Sampling temperature of the teacher's completions.
@@ -112,9 +112,9 @@ class OfflineDistillationModule(TeacherSamples, SDFTModule):
     """Offline distillation: SDFT's divergence, on the teacher's completions instead of rollouts.
 
     Args:
-        divergence: As SDFTModule's, but those that need the student's own draws: sampled_token and
-            rao_blackwellised.
-        teacher: Which weights teach and draw the samples, as SDFTModule's; by default the
+        divergence: As in SDFTModule, except those that need the student's own samples:
+            sampled_token and rao_blackwellised.
+        teacher: Which weights teach and draw the samples, as in SDFTModule; by default the
             student as the stage began.
         importance_clip: Must be null: the completions are not the student's.
         base: Other options of SDFTModule and those every method has.
