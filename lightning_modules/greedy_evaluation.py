@@ -97,7 +97,7 @@ class GreedyEvaluation(L.LightningModule):
 
     def _evaluate(self, batch: EvaluationBatch) -> dict[str, list[Any]]:
         if not batch.rows:  # this process has no rows left, another has
-            return {"answers": [], "scores": []}
+            return {"answers": [], "scores": [], "texts": []}
         rollout = self.generate(batch.prompts, self.greedy)
         texts = self.tokenizer.batch_decode(rollout.completions, skip_special_tokens=True)
         answers = self.answers(batch.prompts, rollout)
