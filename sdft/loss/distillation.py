@@ -1,7 +1,7 @@
 """Losses from final hidden states to a scalar, without logits of size (N, V).
 
-Pass only the positions that carry loss: the rows given here are all that is ever projected to
-the vocabulary, a tile at a time (:mod:`sdft.loss.tiling`).
+Pass only the positions that carry loss: every row given here is projected to the vocabulary, one
+tile at a time (:mod:`sdft.loss.tiling`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from sdft.model.head import VocabularyHead
 
 @dataclass(frozen=True, eq=False)
 class DistillationLoss:
-    """A loss and what it is made of.
+    """A loss and its value at each position.
 
     Args:
-        loss: (), the sum of weight * value, with its gradient; good for one backward pass.
+        loss: (), the sum of weight * value, with its gradient; for one backward pass.
         values: (N,), the divergence at each position in nats, without gradient.
     """
 
@@ -48,24 +48,24 @@ def distillation_loss(
     Under autocast the projections run in autocast's type and the divergence in float32.
 
     Args:
-        student_hidden: (N, D), final hidden states at the positions that carry loss. No rows
-            give a zero attached to the graph.
-        student_head: Receives a gradient where its parameters require one.
-        teacher_hidden: (N, D'), the teacher's at the same positions; a constant.
-        teacher_head: Of the same vocabulary; a constant.
+        student_hidden: (N, D), final hidden states at the positions that carry loss. If N is 0,
+            the loss is a zero attached to the graph.
+        student_head: The student's head; its parameters receive gradients if they require them.
+        teacher_hidden: (N, D'), the teacher's hidden states at the same positions; a constant.
+        teacher_head: The teacher's head, with the same vocabulary; a constant.
         tokens: (N,), the sampled token at each position.
         weights: (N,), from :func:`sdft.loss.reductions.reduction_weights`; a constant.
         divergence: From :func:`sdft.loss.divergence_registry.make_divergence`.
         temperature: Divides both models' logits. The value is not multiplied by its square, so
             gradients shrink as it grows.
-        sequence_index: (N,), which sequence each row belongs to; only divergences with a prefix
-            score read it. Their rows come sequence by sequence in order of position, and a
-            position of weight 0 still passes the score of its token, so include masked ones.
-        tile_rows: Rows per tile at most; None chooses by vocabulary and device.
+        sequence_index: (N,), which sequence each row belongs to; only used by divergences with a
+            prefix score. For these, rows must be grouped by sequence and ordered by position, and
+            must include masked positions, whose tokens' scores count even though their weight is 0.
+        tile_rows: Most rows per tile; None chooses by vocabulary and device.
 
     Raises:
-        ValueError: Shapes or vocabularies that do not fit, a temperature that is not positive, a
-            missing ``sequence_index``, or one that leaves a sequence and comes back to it.
+        ValueError: Shapes or vocabularies do not match, the temperature is not positive, or
+            ``sequence_index`` is missing or does not keep the rows of a sequence together.
     """
     _check_pair(student_hidden, student_head, teacher_hidden, teacher_head)
     ends = None
@@ -92,15 +92,15 @@ def cross_entropy_loss(
 
     Args:
         hidden: (N, D), final hidden states at the positions that carry loss.
-        head: Receives a gradient where its parameters require one.
+        head: The model's head; its parameters receive gradients if they require them.
         tokens: (N,), the target at each position.
         weights: (N,), from :func:`sdft.loss.reductions.reduction_weights`; a constant.
 
     Returns:
-        (), attached to the graph; good for one backward pass.
+        (), attached to the graph; for one backward pass.
 
     Raises:
-        ValueError: Shapes that do not fit.
+        ValueError: Shapes do not match.
     """
     return TiledLoss(CrossEntropy(), tokens, weights, head)(hidden)[0]
 
@@ -111,16 +111,16 @@ def token_logprobs(
 ) -> Tensor:
     """Log-probabilities of given tokens, without gradient: (N,), in nats.
 
-    One projection; ``importance_weights`` compares them with the sampler's.
+    ``importance_weights`` compares them with the sampler's.
 
     Args:
         hidden: (N, D), final hidden states at the positions that predict the tokens.
-        head: Of the model they come from.
+        head: Head of the model that computed ``hidden``.
         tokens: (N,).
-        temperature: Divides the logits: the sampler's, where its draws are judged.
+        temperature: Divides the logits; pass the sampler's to compare with its log-probabilities.
 
     Raises:
-        ValueError: Shapes that do not fit, or a temperature that is not positive.
+        ValueError: Shapes do not match, or the temperature is not positive.
     """
     unused = torch.zeros(len(hidden), device=hidden.device)
     return -TiledLoss(CrossEntropy(), tokens, unused, head, temperature=temperature)(hidden)[1]
@@ -145,7 +145,7 @@ def _check_pair(
 
 
 def _sequence_ends(divergence: Divergence, sequence_index: Tensor | None, count: int) -> Tensor:
-    """For each row the first row after its sequence, (N,)."""
+    """For each row, the index of the first row after its sequence: (N,)."""
     if sequence_index is None or sequence_index.shape != (count,):
         raise ValueError(
             f"{type(divergence).__name__} needs sequence_index with shape ({count},): the "

@@ -29,14 +29,15 @@ DIVERGENCES: dict[DivergenceName, type[Divergence]] = {
 
 
 def make_divergence(name: DivergenceName, **options: Any) -> Divergence:
-    """The divergence of that name.
+    """Create a divergence by name.
 
     Args:
         name: A key of :data:`DIVERGENCES`.
         options: Fields of that divergence, such as ``beta`` of "jsd".
 
     Raises:
-        ValueError: Unknown name or option, or an option of the wrong type or out of its range.
+        ValueError: The name or an option is unknown, or an option has the wrong type or is out of
+            range.
     """
     if name not in DIVERGENCES:
         raise ValueError(f"unknown divergence {name!r}; valid: {', '.join(DIVERGENCES)}")
@@ -51,7 +52,7 @@ def make_divergence(name: DivergenceName, **options: Any) -> Divergence:
 
 
 def _check_type(name: str, option: str, value: object, default: object) -> None:
-    """Refuse a value that is not of its default's type; a default of None stands for a number."""
+    """Require a value of the same type as its default; a default of None means a number."""
     if default is None and value is None:
         return
     wanted: type = float if default is None else type(default)

@@ -1,15 +1,15 @@
 """Divergences between the student's and the teacher's next-token distributions.
 
-Every divergence works on a tile: n positions, the whole vocabulary V, logits in float32 or
-float64. A ``values`` method in ordinary torch is enough: the tile's gradient comes from autograd,
-and no graph of size (N, V) is ever held, since tiles are differentiated one at a time. The sums
-over all vocabulary entries have their gradient in closed form, which takes less memory and time
-(docs/objective.md). The teacher is a constant throughout. ``divergence_registry`` lists them by
-name; ``partial_divergences`` holds those that look at a few tokens only.
+Every divergence works on a tile: n positions, the full vocabulary V, logits in float32 or float64.
+A divergence only needs a ``values`` method in ordinary torch: autograd computes the tile's
+gradient, and since tiles are differentiated one at a time, no graph of size (N, V) is held in
+memory. The sums over all vocabulary entries compute their gradient in closed form, which takes less
+memory and time (docs/objective.md). The teacher is always a constant. ``divergence_registry`` lists
+divergences by name; ``partial_divergences`` has those that use only a few tokens.
 
 Masked logits: an entry whose logit is -inf for either model is left out of the sum and passes no
-gradient. A token masked for one model only therefore gives a finite value where the textbook
-divergence is infinite.
+gradient. A token that is masked for only one model therefore gives a finite value, where the
+textbook divergence is infinite.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from torch.autograd.function import once_differentiable
 
 @dataclass(frozen=True)
 class Divergence(ABC):
-    """A per-position divergence of the student from the teacher.
+    """A divergence between student and teacher at each position.
 
     Attributes:
-        prefix_score: The gradient also holds the score of the sampled prefix, which couples the
-            positions of a sequence; :mod:`sdft.loss.distillation` adds that part.
+        prefix_score: Whether the gradient also has a term for the score of the sampled prefix,
+            which couples the positions of a sequence; :mod:`sdft.loss.tiling` adds this term.
     """
 
     prefix_score: ClassVar[bool] = False
 
     @abstractmethod
     def values(self, student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor) -> Tensor:
-        """The divergence at each position, differentiable by the student's logits.
+        """The divergence at each position, differentiable with respect to the student's logits.
 
         Args:
             student_logits: (n, V), float32 or float64; receives the gradient.
@@ -51,17 +51,17 @@ class Divergence(ABC):
     def values_and_gradient(
         self, student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What training calls, a tile at a time: :meth:`values` and autograd's gradient of them.
+        """:meth:`values` and their gradient by autograd; training calls this for each tile.
 
         Args:
             student_logits: (n, V), float32 or float64.
-            teacher_logits: (n, V), same type; not the same memory. A closed form may use the
-                memory of both logits: their contents are lost.
+            teacher_logits: (n, V), same type; not the same memory. A closed form may overwrite
+                both logits.
             tokens: (n,), the sampled token at each position.
 
         Returns:
-            (n,) values in nats, and (n, V): the derivative of each value by its row of
-            ``student_logits``, in memory that nothing else reads.
+            (n,) values in nats, and (n, V): the derivative of each value with respect to its row of
+            ``student_logits``, in memory that nothing else uses.
         """
         with torch.enable_grad():
             student = student_logits.detach().requires_grad_()
@@ -70,16 +70,16 @@ class Divergence(ABC):
         return values.detach(), gradient
 
     def __call__(self, student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor) -> Tensor:
-        """:meth:`values` of logits of any type, in float32 or float64.
+        """:meth:`values` for logits of any type, computed in float32 or float64.
 
-        Holds the graph of the whole input: for small inputs and tests. Training goes through
-        :func:`sdft.loss.distillation.distillation_loss`.
+        The graph of the full input is held in memory, so use it for small inputs and tests.
+        Training uses :func:`sdft.loss.distillation.distillation_loss`.
         """
         return self.values(widened(student_logits), widened(teacher_logits), tokens)
 
 
 class _ClosedForm(torch.autograd.Function):
-    """Autograd's view of a gradient in closed form."""
+    """Gives autograd the closed-form gradient of a divergence."""
 
     @staticmethod
     def forward(
@@ -99,20 +99,20 @@ class _ClosedForm(torch.autograd.Function):
 def with_mask_of(other_log: Tensor, log: Tensor) -> Tensor:
     """Make ``log`` -inf where ``other_log`` is, in place; both (n, V) log-probabilities.
 
-    A vanishing multiple of a finite number is lost to rounding, one of -inf is -inf: this is one
-    pass over memory, where building a mask and filling it takes several.
+    It adds 1e-30 * ``other_log``, which rounding discards for finite values and which is -inf for
+    -inf. This takes one pass over memory; building and applying a mask takes several.
     """
     return log.add_(other_log, alpha=1e-30)
 
 
 def widened(logits: Tensor) -> Tensor:
-    """The logits in float32, or as they are when they are float64."""
+    """The logits in float32, or unchanged if they are float64."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 @dataclass(frozen=True)
 class EntrywiseDivergence(Divergence):
-    """A sum over vocabulary entries, sum_v f(p_student(v), p_teacher(v)), with its closed form.
+    """A sum of f(p_student(v), p_teacher(v)) over vocabulary entries v, with closed-form gradient.
 
     Args:
         clip: Upper bound of each entry's term in nats, None for off. A clipped entry passes no
@@ -132,20 +132,20 @@ class EntrywiseDivergence(Divergence):
         """Each entry's term f, and p_student * df/dp_student; both (n, V), 0 where masked.
 
         Args:
-            student_log: (n, V) log-probabilities; left unchanged.
-            teacher_log: (n, V) log-probabilities; scratch space.
-            spare: (n, V), scratch space.
+            student_log: (n, V) log-probabilities; not changed.
+            teacher_log: (n, V) log-probabilities; may be overwritten.
+            spare: (n, V), scratch memory.
         """
 
     def values(self, student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor) -> Tensor:
-        """As an ordinary function; see :meth:`Divergence.values`."""
+        """The divergence with its closed-form gradient; see :meth:`Divergence.values`."""
         values: Tensor = _ClosedForm.apply(student_logits, teacher_logits, tokens, self)  # type: ignore[no-untyped-call]
         return values
 
     def values_and_gradient(
         self, student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Chain the entries' slopes through the softmax: slope - p_student * sum(slopes)."""
+        """Values and gradient; through the softmax it is slope - p_student * sum(slopes)."""
         student_log = student_logits.log_softmax(-1)
         teacher_log = torch.log_softmax(teacher_logits, -1, out=student_logits)
         terms, slopes = self.entries(student_log, teacher_log, spare=teacher_logits)
@@ -158,7 +158,7 @@ class EntrywiseDivergence(Divergence):
 
 @dataclass(frozen=True)
 class ForwardKL(EntrywiseDivergence):
-    """KL(teacher || student): the default, which the published results used.
+    """KL(teacher || student): the default, used for the published results.
 
     Args:
         clip: Upper bound of each entry's term in nats, None for off. A clipped entry passes no
@@ -199,15 +199,15 @@ class JensenShannon(EntrywiseDivergence):
     """JSD: beta * KL(teacher || m) + (1 - beta) * KL(student || m).
 
     The mixture is m = beta * teacher + (1 - beta) * student, the convention of Generalized
-    Knowledge Distillation. The ends are defined as the KLs themselves: beta = 0 is
-    :class:`ForwardKL`, beta = 1 is :class:`ReverseKL`. In between the value shrinks towards both
-    ends: value / (beta * (1 - beta)) tends to the forward KL as beta goes to 0 and to the
+    Knowledge Distillation. The end points are defined as the KLs themselves: beta = 0 is
+    :class:`ForwardKL`, beta = 1 is :class:`ReverseKL`. In between, the value goes to 0 towards both
+    end points: value / (beta * (1 - beta)) tends to the forward KL as beta goes to 0 and to the
     reverse KL as beta goes to 1.
 
     Args:
         clip: Upper bound of each entry's term in nats, None for off. A clipped entry passes no
             gradient.
-        beta: The teacher's share of the mixture, in [0, 1].
+        beta: Weight of the teacher in the mixture, in [0, 1].
     """
 
     beta: float = 0.5
@@ -230,7 +230,7 @@ class JensenShannon(EntrywiseDivergence):
             return ReverseKL().entries(student_log, teacher_log, spare)
         student = with_mask_of(teacher_log, spare.copy_(student_log)).add_(math.log1p(-self.beta))
         teacher = with_mask_of(student, teacher_log).add_(math.log(self.beta))
-        # m's logarithm, and the terms, from the shares (1 - beta) * p_student and beta * p_teacher
+        # log m and the terms, from (1 - beta) * p_student and beta * p_teacher
         mixture = torch.logaddexp(student, teacher)
         slopes = torch.sub(student, mixture).sub_(math.log1p(-self.beta)).nan_to_num_(0.0)
         slopes.mul_(student.exp_())
@@ -240,12 +240,12 @@ class JensenShannon(EntrywiseDivergence):
 
 @dataclass(frozen=True)
 class RaoBlackwellised(ReverseKL):
-    """Analytic reverse KL plus the prefix's score term (appendix A.1).
+    """Analytic reverse KL plus the score term of the prefix (appendix A.1).
 
     The gradient at position t is grad KL_t + (sum over s > t of KL_s) * grad log p_student(y_t):
     an unbiased gradient of the expected reverse KL of the sequence, since each sampled token
-    also decides which positions are visited later. :meth:`values_and_gradient` has the first part;
-    ``distillation_loss`` adds the second, with the weights of the reduction.
+    also decides which positions are visited later. :meth:`values_and_gradient` computes the first
+    term; ``distillation_loss`` adds the second, with the weights of the reduction.
 
     Args:
         clip: Upper bound of each entry's term in nats, None for off. A clipped entry passes no

@@ -1,9 +1,9 @@
-"""What a model believes at completion positions (algorithm, step 3).
+"""Hidden states of a model at completion positions (algorithm, step 3).
 
-Prompts and completions are laid out side by side, padded on the right, so that a causal model
-needs no attention mask: no real token ever sees padding. Sequences of very different lengths are
-read in several passes, so that little of the work is padding. Only the hidden states that predict
-loss-bearing tokens are gathered; projecting them to the vocabulary is the objective's business.
+Each prompt is joined with its completion and padded on the right, so that a causal model needs no
+attention mask: no real token attends to padding. Sequences of very different lengths are read in
+several passes to reduce padding. Only the hidden states that predict loss-bearing tokens are
+gathered; the loss projects them to the vocabulary.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class LossPositions:
     Args:
         rows: (N,) index of the sequence each position belongs to.
         offsets: (N,) index of the token within its completion, from 0.
-        tokens: (N,) the completion's token there.
-        masked: (N,) whether the token is read, but bears no loss.
-        num_sequences: B.
+        tokens: (N,) the completion's token at each position.
+        masked: (N,) whether the token is read but carries no loss.
+        num_sequences: Number of sequences B.
     """
 
     rows: Tensor
@@ -49,15 +49,15 @@ class LossPositions:
         *,
         keep_masked: bool = False,
     ) -> LossPositions:
-        """Every token of every completion but the first ``num_masked`` of each.
+        """The positions of all completion tokens except the first ``num_masked`` of each.
 
-        The early-token mask touches the loss alone: the model still reads masked tokens.
+        The mask only affects the loss: the model still reads masked tokens.
 
         Args:
             completions: B token-id lists.
             num_masked: One number for all completions, or one for each.
-            device: Where the tensors live.
-            keep_masked: Keep the masked tokens, marked as such.
+            device: Device of the tensors.
+            keep_masked: Whether to keep the masked tokens, marked in ``masked``.
         """
         if isinstance(num_masked, int):
             num_masked = [num_masked] * len(completions)
@@ -72,13 +72,13 @@ class LossPositions:
         return cls(rows, offsets, tokens, is_masked.bool(), len(completions))
 
     def gather(self, values: Sequence[Sequence[float]]) -> Tensor:
-        """(N,) of B lists with one value per completion token those that stand here."""
+        """The values at these positions, (N,), from B lists of one value per completion token."""
         places = zip(self.rows.tolist(), self.offsets.tolist(), strict=True)
         here = [values[row][offset] for row, offset in places]
         return torch.tensor(here, device=self.tokens.device)
 
     def __len__(self) -> int:
-        """N."""
+        """Number of positions N."""
         return len(self.tokens)
 
 
@@ -97,7 +97,7 @@ def completion_hidden_states(
         positions: N positions to gather.
 
     Returns:
-        (N, D) in the order of ``positions``; with gradient if the caller allows it.
+        (N, D) in the order of ``positions``; with gradient if gradients are enabled.
     """
     # The last completion token predicts nothing that is scored, so it is not read.
     sequences = [
@@ -116,14 +116,14 @@ def completion_hidden_states(
 
 
 def _groups(model: PreTrainedModel, sequences: Sequence[TokenIds]) -> list[list[int]]:
-    """Rows to read together; all of them where a pass is a collective that all ranks must join."""
+    """Groups of rows to read together; one group if the model is sharded."""
     if is_sharded(model):
         return [list(range(len(sequences)))]
     return groups_to_read([len(sequence) for sequence in sequences], model.device)
 
 
 def _padded(sequences: Sequence[TokenIds], group: Sequence[int]) -> Tensor:
-    """(rows of the group, longest of them) token ids, padded on the right."""
+    """Token ids of the group's rows, padded on the right: (rows, longest length)."""
     width = max(len(sequences[row]) for row in group)
     return torch.tensor([[*sequences[row], *[0] * (width - len(sequences[row]))] for row in group])
 
@@ -141,11 +141,11 @@ def hidden_states_in_parts(
         model: Causal language model.
         prompts: B token-id lists.
         completions: B token-id lists.
-        positions: N positions to gather, row after row.
-        num_rows: Rows of a part; None for all at once.
+        positions: N positions to gather, ordered by row.
+        num_rows: Most rows per part; None for all at once.
 
     Returns:
-        (N, D) in the order of ``positions``; with gradient if the caller allows it.
+        (N, D) in the order of ``positions``; with gradient if gradients are enabled.
     """
     size = num_rows or max(len(prompts), 1)
     parts = []
@@ -164,10 +164,10 @@ def _recomputed(
     completions: Sequence[TokenIds],
     positions: LossPositions,
 ) -> Tensor:
-    """:func:`completion_hidden_states`, its activations computed again in the backward pass.
+    """:func:`completion_hidden_states` with activations recomputed in the backward pass.
 
-    The positions are passed as tensors: ``checkpoint`` keeps the random state of those devices
-    alone that it sees among its arguments, and dropout must draw the same noise again.
+    The positions are passed as tensors because ``checkpoint`` saves the random state only of the
+    devices of its arguments, and dropout must draw the same noise again.
     """
 
     def part(rows: Tensor, offsets: Tensor, tokens: Tensor) -> Tensor:

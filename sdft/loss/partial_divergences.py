@@ -1,4 +1,4 @@
-"""Divergences that look at a few tokens of each distribution: the sampled one, or k of them."""
+"""Divergences that use only a few tokens of each distribution: the sampled one, or k of them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class SampledToken(Divergence):
     """Single-sample estimator of KL(student || teacher) (appendix A.1).
 
     The value is log p_student(y) - log p_teacher(y), whose mean over y ~ student is the reverse
-    KL. The gradient is the score function's, value * grad log p_student(y), whose mean is the
-    gradient of the reverse KL. It is not the derivative of the value: the mean of that is 0.
+    KL. The gradient is the score-function estimator, value * grad log p_student(y), whose mean is
+    the gradient of the reverse KL. It is not the derivative of the value, whose mean is 0.
     """
 
     def values(self, student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class SampledToken(Divergence):
 
 @dataclass(frozen=True)
 class CrossEntropy(Divergence):
-    """-log p_student(token): supervised fine-tuning's loss; there is no teacher."""
+    """-log p_student(token), the loss of supervised fine-tuning; there is no teacher."""
 
     def values(self, student_logits: Tensor, teacher_logits: Tensor, tokens: Tensor) -> Tensor:
         """The negative log-likelihood of the token."""
@@ -51,15 +51,15 @@ def _token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TopKTeacher(Divergence):
-    """A divergence on the k tokens that are most probable to the teacher.
+    """A divergence on the k tokens that the teacher finds most probable.
 
     Args:
         k: Size of the support.
-        tail: Add one bucket with all the probability outside the support. Without it both
-            distributions are renormalised on the support.
+        tail: Add one entry with all the probability outside the support. Without it, both
+            distributions are renormalized on the support.
         direction: "forward" for KL(teacher || student), "reverse" for KL(student || teacher), or
             "jsd".
-        beta: The teacher's share of the mixture when ``direction`` is "jsd".
+        beta: Weight of the teacher in the mixture when ``direction`` is "jsd".
         clip: Upper bound of each entry's term in nats, None for off.
     """
 
@@ -75,7 +75,7 @@ class TopKTeacher(Divergence):
         self.inner()
 
     def inner(self) -> EntrywiseDivergence:
-        """The divergence taken on the support."""
+        """The divergence to compute on the support."""
         if self.direction == "forward":
             return ForwardKL(clip=self.clip)
         if self.direction == "reverse":
@@ -101,10 +101,10 @@ class TopKTeacher(Divergence):
 
 @dataclass(frozen=True)
 class TopKStudent(TopKTeacher):
-    """A divergence on the k tokens that are most probable to the student; options as above."""
+    """A divergence on the k tokens that the student finds most probable; options as above."""
 
     def ranked(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        """The student's."""
+        """The student's logits."""
         return student_logits
 
 
@@ -114,15 +114,15 @@ def _support_alone(logits: Tensor, support: Tensor) -> Tensor:
 
 
 def _with_tail(logits: Tensor, support: Tensor) -> Tensor:
-    """Logits of the support and of one bucket for the rest, (n, k + 1).
+    """Logits of the support and of one entry for all other tokens, (n, k + 1).
 
-    All are shifted by the row's maximum, without which the bucket's logit would lose the digits
-    of large logits.
+    All are shifted by the row's maximum; otherwise the last entry would lose digits to rounding if
+    the logits are large.
     """
     shifted = logits - logits.detach().amax(-1, keepdim=True)
     rest = shifted.scatter(-1, support, -torch.inf)
     highest = rest.detach().amax(-1, keepdim=True)
-    # Where nothing is left, the bucket is masked and must pass no gradient, which would be NaN.
+    # If no other token is left, the entry is masked; its gradient would be NaN, so it passes none.
     from_highest = (rest - highest).masked_fill(highest.isneginf(), 0.0)
     bucket = from_highest.logsumexp(-1, keepdim=True) + highest
     return torch.cat([shifted.gather(-1, support), bucket], -1)

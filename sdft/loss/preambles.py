@@ -1,8 +1,8 @@
-"""Preambles such as "Based on the text" that a student may pick up from its teacher.
+"""Preambles such as "Based on the text" that a student may learn from its teacher.
 
-The teacher has a text before it, the student has not: a preamble that points to the text is an
-artefact. The paper masks the loss on a fixed number of first tokens; here also on exactly the
-tokens of given phrases. The mask touches the loss alone.
+The teacher has a text in its prompt and the student does not, so a preamble that refers to the text
+is an artifact. The paper masks the loss on a fixed number of first tokens. Here the loss can also
+be masked on exactly the tokens of given phrases. The mask only affects the loss.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sdft.types import TokenIds
 
-# Watched in rollouts of student and teacher, whether they are masked or not.
+# Counted in rollouts of student and teacher, whether they are masked or not.
 WATCHED_PREAMBLES = (
     "According to the",
     "As mentioned in the",
@@ -31,12 +31,12 @@ WATCHED_PREAMBLES = (
 class Preambles:
     """Finds phrases at the beginning of completions, ignoring case and leading white space.
 
-    A phrase that ends in a letter or digit must end where a word ends: "Based on the" does not
-    open "Based on theory".
+    A phrase that ends in a letter or digit must end at the end of a word: "Based on the" does not
+    match "Based on theory".
 
     Args:
-        phrases: What to look for; none finds nothing.
-        tokenizer: Of the completions.
+        phrases: Phrases to look for; may be empty.
+        tokenizer: Tokenizer of the completions.
 
     Raises:
         ValueError: A phrase is empty.
@@ -56,15 +56,15 @@ class Preambles:
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of a completion that show whether it begins with a phrase.
+        """Number of first tokens that suffice to tell whether a completion begins with a phrase.
 
-        The longest phrase, and a few more for white space and the end of its last word.
+        It is the length of the longest phrase, plus a few for white space and its last word's end.
         """
         encode = self._tokenizer.encode
         return 4 + max(len(encode(phrase, add_special_tokens=False)) for phrase in self.phrases)
 
     def num_tokens(self, completions: Sequence[TokenIds]) -> list[int]:
-        """First tokens of each completion up to the end of its phrase; 0 where it has none.
+        """Number of tokens of each completion up to the end of its phrase; 0 if it has none.
 
         Args:
             completions: B token-id lists.
@@ -74,7 +74,7 @@ class Preambles:
         return [self._num_tokens(completion) for completion in completions]
 
     def rate(self, completions: Sequence[TokenIds]) -> float:
-        """Share of completions that begin with a phrase."""
+        """Fraction of completions that begin with a phrase."""
         found = self.num_tokens(completions)
         return sum(number > 0 for number in found) / len(found)
 
@@ -82,7 +82,7 @@ class Preambles:
         found = self._pattern.match(self._text(completion))
         if found is None:
             return 0
-        # Half of a character decodes to a replacement mark, so it never completes the phrase.
+        # Part of a character decodes to a replacement mark, so it never completes the phrase.
         return next(
             number
             for number in range(1, len(completion) + 1)

@@ -1,4 +1,4 @@
-"""Comparing models along the same completions: divergence, entropy and agreement per token."""
+"""Compare models on the same completions: divergence, entropy and agreement per token."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def kl_and_entropy(
 
     Args:
         hidden: (N, D), the model's final hidden states.
-        head: Turns them into logits.
-        other_hidden: (N, D'), the other model's at the same positions.
-        other_head: Goes with ``other_hidden``.
+        head: The model's head.
+        other_hidden: (N, D'), the other model's final hidden states at the same positions.
+        other_head: The other model's head.
 
     Returns:
         (N,) and (N,), float32.
@@ -50,7 +50,7 @@ def agreement(
     """Geometric mean probability of each demonstration's tokens, from 0 to 1.
 
     Args:
-        model: Reads the prompts.
+        model: Causal language model.
         prompts: B token-id lists, with the demonstration in context.
         demonstrations: B token-id lists of at least one token.
     """

@@ -1,9 +1,9 @@
-"""Matrix products of narrow factors whose sums are kept in float32, where the device offers it.
+"""Matrix products of bfloat16 factors with float32 results, if the device supports them.
 
-Logits rounded to bfloat16 carry 8 bits. The divergence of a student that is close to its teacher
-is a difference of such numbers: at a true KL of 0.004 nats the gradient is then off by a quarter.
-A product of the same factors that hands its float32 sums out is off by the rounding of the factors
-alone, at the same speed. CUDA devices offer it, for bfloat16; a CPU does not.
+Logits rounded to bfloat16 have 8 significant bits. The divergence of a student close to its teacher
+depends on small differences of logits: at a true KL of 0.004 nats, the gradient then has an error
+of a quarter. A product of the same factors with float32 results only has the rounding error of the
+factors, at the same speed. CUDA devices support this for bfloat16; CPUs do not.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ VOCABULARY_SLICE = 8192
 
 @cache
 def keeps_float32_sums(device: str, dtype: torch.dtype) -> bool:
-    """Whether a kind of device multiplies factors of a type into float32; found by trying."""
+    """Whether a device type can multiply factors of this dtype into float32, found by trying."""
     factor = torch.ones(8, 8, device=device, dtype=dtype)
     try:
         torch.mm(factor, factor, out_dtype=torch.float32)
@@ -29,7 +29,7 @@ def keeps_float32_sums(device: str, dtype: torch.dtype) -> bool:
 
 
 def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """The type that :func:`product_into` writes for factors of a type."""
+    """The result type of :func:`product_into` for factors of this dtype."""
     narrow = dtype == torch.bfloat16
     return torch.float32 if narrow and keeps_float32_sums(device.type, dtype) else dtype
 
@@ -37,7 +37,7 @@ def product_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
 def product_into(out: Tensor, left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     """Write left @ right + bias, of (n, m), (m, k) and (k,), to ``out``, (n, k).
 
-    The factors have the type of ``out``, or one for which :func:`product_dtype` is it.
+    The factors must have the type of ``out``, or a type for which :func:`product_dtype` gives it.
     """
     if left.dtype != out.dtype:
         torch.mm(left, right, out_dtype=out.dtype, out=out)
@@ -48,15 +48,16 @@ def product_into(out: Tensor, left: Tensor, right: Tensor, bias: Tensor | None =
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """The product of (n, m) and (m, k) in :func:`product_dtype` of their type."""
+    """The product of (n, m) and (m, k), in the type that :func:`product_dtype` gives."""
     dtype = product_dtype(left.device, left.dtype)
     return left @ right if dtype == left.dtype else torch.mm(left, right, out_dtype=dtype)
 
 
 def add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left.T @ right, (n, V) and (n, D), to the total (V, D) in the total's own type.
+    """Add left.T @ right, of (n, V) and (n, D), to the total (V, D) in the total's type.
 
-    Narrower factors are multiplied as :func:`product` does, a slice of the vocabulary at a time.
+    Factors of another type are multiplied by :func:`product`, one slice of the vocabulary at a
+    time.
     """
     if left.dtype == total.dtype:
         total.addmm_(left.t(), right)
@@ -66,6 +67,6 @@ def add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def slices_from_the_end(stop: int, step: int) -> Iterator[slice]:
-    """Slices of at most ``step`` that cover [0, stop), the last one first."""
+    """Slices of at most ``step`` entries that cover [0, stop), the last one first."""
     for first in reversed(range(0, stop, step)):
         yield slice(first, min(first + step, stop))

@@ -1,7 +1,7 @@
-"""The choices of a loss by name: its divergence, its reduction, its correction of the sampler.
+"""Weights of the loss tokens: the reduction, and the correction for another sampler.
 
-The loss of an optimizer step is the sum over its loss tokens of weight * divergence. The
-weights carry the reduction, so a step gives the same gradient however it is split.
+The loss of an optimizer step is the sum over its loss tokens of weight * divergence. The weights
+define the reduction, so a step gives the same gradient however it is split.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ def reduction_weights(
 ) -> Tensor:
     """Weight of each position, such that the loss is the sum of weight * value.
 
-    Given the totals of the whole optimizer step, over all its micro-batches and ranks, the sum
+    If the totals are those of the whole optimizer step, over all micro-batches and ranks, the sum
     of the parts' losses, and of their gradients, does not depend on how the step is split.
 
-    - "token_mean" normalises by ``num_tokens``: every loss token counts the same.
-    - "sequence_mean" normalises by the loss tokens of the position's own sequence, then by
-      ``num_sequences``: every sequence counts the same. A sequence without loss tokens counts
+    - "token_mean" divides by ``num_tokens``: every loss token has the same weight.
+    - "sequence_mean" divides by the number of loss tokens of the position's own sequence, then by
+      ``num_sequences``: every sequence has the same weight. A sequence without loss tokens counts
       as one whose mean is 0.
 
     Args:
         name: One of :data:`REDUCTIONS`.
         sequence_index: (N,), from 0: the sequence each position of this micro-batch belongs to.
             A sequence is never split between micro-batches.
-        num_sequences: Sequences of the optimizer step, counting those without loss tokens.
-        num_tokens: Loss tokens of the optimizer step; None where the N given here are all. Where
-            the total is known only after the last micro-batch, pass 1 and divide the gradients
-            by the total before the optimizer steps.
-        averaged_over: By how much the gradient is divided afterwards: the number of ranks under
-            DDP and FSDP, times the number of micro-batches where the trainer divides by it.
+        num_sequences: Sequences of the optimizer step, including those without loss tokens.
+        num_tokens: Loss tokens of the optimizer step; None if they are the N given here. If the
+            total is only known after the last micro-batch, pass 1 and divide the gradients by the
+            total before the optimizer steps.
+        averaged_over: Number by which the gradient is divided afterwards: the number of ranks under
+            DDP and FSDP, times the number of micro-batches if the trainer divides by it.
 
     Returns:
         (N,), float32.
 
     Raises:
-        ValueError: Unknown name, or a total that is not positive.
+        ValueError: The name is unknown, or a total is not positive.
     """
     if name not in REDUCTIONS:
         raise ValueError(f"unknown reduction {name!r}; valid: {', '.join(REDUCTIONS)}")
@@ -68,15 +68,15 @@ def reduction_weights(
 
 
 def importance_weights(trainer_logprobs: Tensor, sampler_logprobs: Tensor, clip: float) -> Tensor:
-    """Per-token weights min(p_trainer / p_sampler, clip), for a sampler that is another engine.
+    """Weights min(p_trainer / p_sampler, clip) of tokens that another engine has sampled.
 
-    Multiply them into the reduction's weights. They are constants: no gradient flows through.
+    Multiply the reduction's weights by them. They are constants, without gradient.
 
     Args:
-        trainer_logprobs: (N,) log-probabilities, in nats, of the sampled tokens under the student
-            that is trained.
-        sampler_logprobs: (N,) the same as the sampling engine reported them, at the same
-            temperature and without truncation to a nucleus.
+        trainer_logprobs: (N,) log-probabilities, in nats, of the sampled tokens under the trained
+            student.
+        sampler_logprobs: (N,) log-probabilities of the same tokens as the sampling engine reported
+            them, at the same temperature and without truncation to a nucleus.
         clip: Upper bound of a weight, at least 1.
 
     Returns:
@@ -97,13 +97,13 @@ def importance_weights(trainer_logprobs: Tensor, sampler_logprobs: Tensor, clip:
 
 
 def effective_sample_size(weights: Tensor) -> float:
-    """Kish's (sum w)^2 / sum w^2: how many equally weighted tokens the weights are worth.
+    """Kish's effective sample size, (sum w)^2 / sum w^2.
 
     Args:
         weights: (N,), non-negative.
 
     Returns:
-        Between 1 and N; 0 when there are no tokens or all weights are 0.
+        Between 1 and N; 0 if there are no tokens or all weights are 0.
     """
     total_of_squares = float(weights.double().square().sum())
     if total_of_squares == 0.0:

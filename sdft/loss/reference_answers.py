@@ -1,9 +1,10 @@
-"""A frozen model's answers to some prompts, and how far another model is from it on them.
+"""Answers of a frozen model to some prompts, and the divergence of another model from it.
 
-What a model believed at every token of its own answers is recorded once; the model itself is not
-needed again. The divergence from it measures drift (KL(base || model) on general prompts), and as
-a loss it anchors a student to an earlier self, as learning without forgetting does with its
-recorded responses (Li & Hoiem 2016, arXiv 1606.09282, section 3).
+The next-token distributions at every token of the frozen model's own answers are recorded once, so
+the model itself is not needed afterwards. The divergence from them measures drift
+(KL(base || model) on general prompts). As a loss it keeps a student close to an earlier version of
+itself, as learning without forgetting does with recorded responses (Li & Hoiem 2016,
+arXiv 1606.09282, section 3).
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ from sdft.model.modes import evaluation_mode
 from sdft.types import TokenIds
 
 NUM_KEPT = 1024
-"""Tokens kept of each next-token distribution: the most likely ones; the others are one entry."""
+"""Number of most likely tokens kept of each distribution; all others are one entry."""
 
-_LEAST_LOGPROB = -100.0  # of an entry that has no probability at all in float32
+_LEAST_LOGPROB = -100.0  # of an entry whose probability is 0 in float32
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceAnswers:
     """B answers of a model, and its next-token distributions at their N tokens.
 
-    Of a distribution the K most likely tokens are kept, and the probability of all others
-    together. A divergence of two distributions that are lumped together like this is never more
-    than that of the full ones; it falls short by the probability of the others times the
-    divergence within them, and is exact where K is the size of the vocabulary.
+    For each distribution, the K most likely tokens and the total probability of all others are
+    kept. The KL of two distributions reduced in this way is never more than that of the full ones.
+    It is less by the probability of the other tokens times the KL within them, and exact if K is
+    the size of the vocabulary.
 
     Args:
         prompts: B token-id lists.
@@ -59,13 +60,13 @@ class ReferenceAnswers:
         completions: Sequence[TokenIds],
         num_kept: int = NUM_KEPT,
     ) -> ReferenceAnswers:
-        """Record what a model believes along the completions.
+        """Record a model's next-token distributions at the tokens of its completions.
 
         Args:
-            model: Evaluated as it is now.
+            model: Causal language model, with its current weights.
             prompts: B token-id lists.
-            completions: B token-id lists, its own samples.
-            num_kept: K, at most the vocabulary.
+            completions: B token-id lists, the model's own samples.
+            num_kept: K, at most the size of the vocabulary.
         """
         head = VocabularyHead.of(model, check=False)
         positions = LossPositions.of(completions, device=model.device)
@@ -79,7 +80,7 @@ class ReferenceAnswers:
         return cls(list(prompts), list(completions), kept, logprobs, rest)
 
     def of_rows(self, rows: Sequence[int]) -> ReferenceAnswers:
-        """The answers with these numbers, in this order."""
+        """The answers with these row indices, in this order."""
         lengths = [len(completion) for completion in self.completions]
         by_row = torch.split(torch.arange(len(self.rest)), lengths)
         places = torch.cat([by_row[row] for row in rows])
@@ -92,13 +93,13 @@ class ReferenceAnswers:
         )
 
     def kl(self, hidden: Tensor, head: VocabularyHead) -> Tensor:
-        """KL(reference || model) at each token, in nats, with gradient if there is one to take.
+        """KL(reference || model) at each token, in nats, with gradient if gradients are enabled.
 
-        The logits of all N positions are held at once: a loss reads a few rows at a time.
+        The logits of all N positions are held in memory at once, so pass a few rows at a time.
 
         Args:
             hidden: (N, D) the model's hidden states that predict the completions' tokens.
-            head: The model's.
+            head: The model's head.
 
         Returns:
             (N,) float32.
@@ -109,7 +110,7 @@ class ReferenceAnswers:
 
     @torch.no_grad()
     def kl_of(self, model: PreTrainedModel) -> Tensor:
-        """KL(reference || model) at each of the N tokens, in nats, a tile of rows at a time."""
+        """KL(reference || model) at each of the N tokens, in nats, computed tile by tile."""
         head = VocabularyHead.of(model, check=False)
         positions = LossPositions.of(self.completions, device=model.device)
         with evaluation_mode(model):
@@ -135,7 +136,7 @@ class ReferenceAnswers:
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> ReferenceAnswers:
-        """The answers that :meth:`state` gave."""
+        """Restore the answers from :meth:`state`."""
         prompts, completions = (
             [
                 row.tolist()
@@ -168,10 +169,10 @@ def lumped(logits: Tensor, num_kept: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def lumped_kl(kept: Tensor, logprobs: Tensor, rest: Tensor, logits: Tensor) -> Tensor:
-    """KL(reference || model) of distributions lumped together alike: (N,), in nats.
+    """KL(reference || model) of distributions reduced to the same entries: (N,), in nats.
 
     Args:
-        kept: (N, K) tokens with an entry of their own.
+        kept: (N, K) tokens that have their own entries.
         logprobs: (N, K) the reference's log-probabilities of them.
         rest: (N,) the reference's log-probability of all others together.
         logits: (N, V) the model's, float32, with or without gradient.

@@ -1,11 +1,11 @@
-"""The sweep over tiles of rows that computes a loss and its gradients in one pass.
+"""Compute a loss and its gradients in one pass over tiles of rows.
 
-Each tile is projected once for the student and once for the teacher; the divergence gives the
-gradient of the student's logits, by autograd or in closed form, which takes their place and goes
-into the gradients of the hidden states and of the head before the next tile is projected. The two
-tiles are allocated once. Inside a tile the divergence works on blocks of rows, so that its
-intermediate results stay small. Nothing of size (N, V) lives, forward or backward: the backward
-pass only multiplies by what comes in.
+Each tile is projected once for the student and once for the teacher. The divergence computes the
+gradient with respect to the student's logits, by autograd or in closed form. It overwrites the
+logits and is added to the gradients of the hidden states and of the head before the next tile is
+projected. The memory of the two tiles is allocated once. Within a tile, the divergence works on
+blocks of rows to keep its intermediate results small. Nothing of size (N, V) is held in memory:
+the backward pass only scales the gradients by the incoming one.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ MAX_TILE_ROWS = 4096
 def default_tile_rows(vocab_size: int, device: torch.device) -> int:
     """Rows per tile: as many float32 rows as fit the device's budget, within fixed bounds.
 
-    The lower bound wins for large vocabularies: every tile reads the head and rewrites its
-    gradient, which must be worth it.
+    The lower bound matters for large vocabularies: every tile reads the head and updates its
+    gradient, which takes too long for very few rows.
     """
     budget = TILE_BYTES.get(device.type, TILE_BYTES["cuda"])
     return max(MIN_TILE_ROWS, min(MAX_TILE_ROWS, budget // (4 * vocab_size)))
@@ -41,22 +41,22 @@ def default_tile_rows(vocab_size: int, device: torch.device) -> int:
 
 @dataclass(frozen=True, eq=False)
 class TiledLoss:
-    """All of a loss but the tensors that may receive gradients.
+    """A loss with all its inputs except the student's hidden states.
 
     Args:
-        divergence: What is taken at each position.
+        divergence: The divergence at each position.
         tokens: (N,), the sampled tokens.
         weights: (N,), factor of each position's value in the loss; a constant.
-        student_head: Turns hidden states into logits.
-        teacher_hidden: (N, D'), or None when the divergence has no teacher.
-        teacher_head: Goes with ``teacher_hidden``.
+        student_head: The student's head.
+        teacher_hidden: (N, D'), or None if the divergence has no teacher.
+        teacher_head: The teacher's head, or None.
         temperature: Divides both models' logits.
         sequence_ends: (N,), the first row after each row's sequence, for divergences with a
             prefix score; otherwise None.
-        tile_rows: Rows per tile, at most; None chooses by vocabulary and device.
+        tile_rows: Most rows per tile; None chooses by vocabulary and device.
 
     Raises:
-        ValueError: A temperature or ``tile_rows`` that is not positive.
+        ValueError: The temperature or ``tile_rows`` is not positive.
     """
 
     divergence: Divergence
@@ -79,7 +79,7 @@ class TiledLoss:
         """The loss () and the detached values (N,) for the student's hidden states (N, D).
 
         Raises:
-            ValueError: Tokens or weights are not N.
+            ValueError: The shape of the tokens or weights is not (N,).
         """
         for name, tensor in (("tokens", self.tokens), ("weights", self.weights)):
             if tensor.shape != hidden.shape[:1]:
@@ -92,12 +92,12 @@ class TiledLoss:
         return loss, values
 
     def rows_of_a_tile(self, device: torch.device) -> int:
-        """Rows per tile at most."""
+        """Most rows per tile."""
         return self.tile_rows or default_tile_rows(self.student_head.vocab_size, device)
 
 
 class _Tiled(torch.autograd.Function):
-    """Gradients are taken in the forward pass and scaled in the backward pass."""
+    """Computes gradients in the forward pass and scales them in the backward pass."""
 
     @staticmethod
     def forward(
@@ -115,7 +115,7 @@ class _Tiled(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, grad_values: Tensor) -> tuple[Tensor | None, ...]:
-        # The gradients are scaled in place and given away. Another backward pass, which only
+        # The gradients are scaled in place and returned. A second backward pass, which only
         # retain_graph allows, computes them again.
         inputs = ctx.saved_tensors
         gradients, ctx.gradients = ctx.gradients, None
@@ -134,9 +134,10 @@ class _Tiled(torch.autograd.Function):
 
 
 def compute_dtype(hidden: Tensor) -> torch.dtype:
-    """The type of the projections: autocast's where it is on, otherwise the hidden states'.
+    """The type of the projections: autocast's if it is on, otherwise the hidden states'.
 
-    Never float16: gradients are taken before a gradient scaler acts and would vanish in it.
+    It is never float16, because gradients are computed before a gradient scaler acts and would
+    underflow.
     """
     device = hidden.device.type
     autocast = torch.is_autocast_enabled(device) and hidden.dtype != torch.float64
@@ -145,20 +146,20 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
 
 
 class _Projection:
-    """A head's matrix product of factors of one type into a given buffer."""
+    """Computes a head's matrix product in a given type, into a given buffer."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         self.weight = weight.detach().to(dtype)
         self.bias = None if bias is None else bias.detach()
 
     def into(self, buffer: Tensor, hidden: Tensor) -> Tensor:
-        """Raw logits (n, V) of hidden states (n, D), in the first n rows of the buffer."""
+        """Write raw logits (n, V) of hidden states (n, D) to the first n rows of the buffer."""
         out = buffer[: hidden.shape[0]]
         return product_into(out, hidden.to(self.weight.dtype), self.weight.t(), self.bias)
 
 
 class _Sweep:
-    """One pass over the rows, last tile first, so that a prefix score knows what follows it."""
+    """One pass over the rows, last tile first, because a prefix score needs the later values."""
 
     def __init__(
         self,
@@ -200,7 +201,7 @@ class _Sweep:
         return _Projection(*head.whole(), dtype)
 
     def run(self) -> Tensor:
-        """Fill the gradients; return the values (N,)."""
+        """Compute the gradients and return the values (N,)."""
         with torch.autocast(self.hidden.device.type, enabled=False):
             self._run()
         return self.values
@@ -217,7 +218,7 @@ class _Sweep:
             self._accumulate(rows, student)
 
     def _differentiate(self, rows: slice, student_raw: Tensor, teacher_raw: Tensor) -> None:
-        """Write the rows' values, and their weighted gradient over the student's raw logits."""
+        """Store the rows' values, and replace the student's raw logits with their gradient."""
         job, head = self.job, self.job.student_head
         student, teacher = head.finish(widened(student_raw)), teacher_raw
         if job.teacher_head is not None:
@@ -226,7 +227,7 @@ class _Sweep:
             student, teacher = student / job.temperature, teacher / job.temperature
             self.values[rows] = job.divergence.values(student, teacher, job.tokens[rows])
             return
-        # A closed form takes the logits' memory, so what else depends on them comes first.
+        # A closed form overwrites the logits, so whatever else depends on them is computed first.
         slope = None if head.softcap is None else 1.0 - (student / head.softcap).square_()
         policy = None if job.sequence_ends is None else student.softmax(-1)
         if job.temperature != 1.0:
@@ -244,7 +245,7 @@ class _Sweep:
     def _add_prefix_score(self, rows: slice, policy: Tensor, gradient: Tensor) -> None:
         """Add (weighted values later in the sequence) * grad log p(token) (appendix A.1).
 
-        Completions are drawn at temperature 1, so that is the policy whose score is taken.
+        Completions are drawn at temperature 1, so the score is that of the policy at temperature 1.
         """
         assert self.job.sequence_ends is not None
         weighted = (self.values[rows] * self.weights[rows]).double()
@@ -257,7 +258,7 @@ class _Sweep:
         gradient.scatter_add_(-1, self.job.tokens[rows].unsqueeze(-1), later)
 
     def _accumulate(self, rows: slice, gradient: Tensor) -> None:
-        """Carry the raw logits' gradient (n, V) into hidden states, weight and bias."""
+        """Propagate the gradient of the raw logits (n, V) to hidden states, weight and bias."""
         grad_hidden, grad_weight, grad_bias = self.gradients
         factor = gradient.to(self.student.weight.dtype)
         if grad_hidden is not None:
@@ -269,6 +270,6 @@ class _Sweep:
 
 
 def even_step(count: int, largest: int) -> int:
-    """The step, at most ``largest``, that cuts ``count`` rows into the fewest and evenest parts."""
+    """The step, at most ``largest``, that cuts ``count`` rows into the fewest, most even parts."""
     parts = max(1, -(-count // largest))
     return max(1, -(-count // parts))

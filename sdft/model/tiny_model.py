@@ -23,7 +23,7 @@ CHAT_TEMPLATE = (
 
 
 def byte_tokenizer() -> PreTrainedTokenizerBase:
-    """One token per byte, three special tokens, and a chat template."""
+    """Create a tokenizer with one token per byte, three special tokens, and a chat template."""
     vocabulary = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
     for symbol in sorted(pre_tokenizers.ByteLevel.alphabet()):
         vocabulary[symbol] = len(vocabulary)
@@ -41,7 +41,7 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def tiny_model(vocab_size: int, seed: int = 0) -> LlamaForCausalLM:
-    """About 30 thousand random weights in the shape of a Llama."""
+    """Create a Llama model with about 30 thousand random weights."""
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=32,

@@ -18,13 +18,13 @@ from sdft.types import Rollout
 class ContinuousBatchingEngine:
     """Sample with transformers' ``generate_batch``: rows join and leave a paged cache.
 
-    The cache lives for one call and prompts share no pages, so that nothing computed with older
-    weights is ever read. Log-probabilities are those ``generate_batch`` reports, of the
-    distribution it drew from. It does not know stop strings: rows run on and are cut afterwards.
-    Drafts are not used. Tested only where a CUDA device is present.
+    The cache is freed after each call and prompts share no pages, so that nothing computed with
+    older weights is ever read. Log-probabilities are those ``generate_batch`` reports, under the
+    distribution it drew from. It does not support stop strings, so rows are cut afterwards. Drafts
+    are not used. Tested only where a CUDA device is present.
 
     Args:
-        max_memory_percent: Share of the free GPU memory that the cache may take.
+        max_memory_percent: Fraction of the free GPU memory that the cache may take, in (0, 1).
 
     Raises:
         ValueError: There is no CUDA device, or a value is out of range.
@@ -72,7 +72,7 @@ class ContinuousBatchingEngine:
 
 
 def _generation_config(settings: SamplingSettings, end_ids: frozenset[int]) -> GenerationConfig:
-    """Every sampling option spelled out, so that none is taken from elsewhere."""
+    """A generation config that sets every sampling option, so that no other defaults apply."""
     sampling = {
         "temperature": settings.temperature,
         "top_p": settings.top_p,

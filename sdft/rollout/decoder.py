@@ -1,4 +1,4 @@
-"""The rows of a rollout while they are decoded, several drafted tokens per forward pass."""
+"""Decode the rows of a rollout, reading several drafted tokens per forward pass."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from sdft.rollout.stopping import Ending
 from sdft.types import Rollout, TokenIds
 
 # Drafted tokens read per forward pass, over all rows. Up to about this many tokens, reading the
-# weights takes longer than computing with them, so that a wrong draft costs little.
+# weights takes longer than computing with them, so that a rejected draft costs little.
 DRAFT_BUDGET = 64
-# Passes without a draft after none, one, two, and more drafts in a row that failed at once.
-RESTS = (0, 0, 1, 3)
-FIRST_DRAFT = 4  # tokens of a draft read with the prompt: nobody knows yet whether it will hold
+# Backing off: passes without a draft after 0, 1, 2, and more consecutive rejected drafts.
+BACKOFF = (0, 0, 1, 3)
+FIRST_DRAFT_LENGTH = 4  # tokens read with the prompt, before anything is known of acceptance
 
 
 class Decoding:
-    """Rows that still grow, their cache, and what every row has produced.
+    """The active rows of a rollout, their cache, and the tokens of every row so far.
 
     A pass reads, for every active row, its last drawn token and a draft of what follows, padded
     on the right to the longest. Columns of the cache that hold rejected drafts or padding are
-    masked, and dropped where no row needs them. What is read and masked is decided in host memory:
-    a pass on a GPU is waited for once, when its draws are read.
+    masked, and dropped if no row needs them. What to read and mask is decided in host memory, so
+    the program waits for a GPU only once per pass, when it reads the draws.
 
     Args:
         model: Causal language model.
         prompts: B non-empty token-id lists.
-        drafts: B guesses of the completions, may be empty.
-        max_new_tokens: Longest completion.
-        ending: Where a completion ends.
+        drafts: B guesses of the completions; may be empty.
+        max_new_tokens: Length limit of a completion.
+        ending: Decides where a completion ends.
     """
 
     def __init__(
@@ -62,16 +62,16 @@ class Decoding:
         self._completions: list[list[int]] = [[] for _ in prompts]
         self._logprobs: list[list[float]] = [[] for _ in prompts]
         self._ended = [False] * len(prompts)
-        self._reach = [FIRST_DRAFT] * len(prompts)  # how far a row's next draft may go
-        self._misses = [0] * len(prompts)  # drafts in a row that failed at their first token
-        self._rest = [0] * len(prompts)  # passes before a row's next draft
+        self._draft_length = [FIRST_DRAFT_LENGTH] * len(prompts)  # limits for the next drafts
+        self._num_rejected = [0] * len(prompts)  # consecutive, at the first token
+        self._num_skipped = [0] * len(prompts)  # passes until the next draft
         self.active = list(range(len(prompts)))
 
     def prefill(self) -> Tensor:
-        """Read the prompts and the first drafts; (M, V) logits, see :meth:`append`.
+        """Read the prompts and the first drafts; return (M, V) logits, see :meth:`append`.
 
-        ``read_rows`` and ``read_offsets``, both M long, then say which token of which completion
-        each of them predicts.
+        ``read_rows`` and ``read_offsets``, lists of length M, then give the completion and the
+        index in it of the token that each row of logits predicts.
         """
         groups = self._prefill_groups()
         self.active = [row for group in groups for row in group]
@@ -87,7 +87,7 @@ class Decoding:
         return torch.cat(logits).flatten(0, 1)[asked]
 
     def step(self) -> Tensor:
-        """Read each active row's last token and its draft; (M, V) logits."""
+        """Read each active row's last token and its draft; return (M, V) logits."""
         self._propose()
         ids = [
             [self._completions[row][-1], *draft, *[0] * (self._num_drafted - len(draft))]
@@ -102,12 +102,12 @@ class Decoding:
         return logits if len(asked) == len(logits) else logits[there]
 
     def append(self, tokens: Tensor, logprobs: Tensor) -> None:
-        """Keep each row's draws up to the first that differs from its draft.
+        """Keep each row's draws up to and including the first that differs from its draft.
 
         Args:
-            tokens: (M,) one draw per logit row that :meth:`prefill` or :meth:`step` returned:
+            tokens: (M,) one draw per row of logits that :meth:`prefill` or :meth:`step` returned:
                 for every active row, one after its last token and one after each drafted token.
-            logprobs: (M,) their log-probabilities.
+            logprobs: (M,) log-probabilities of the draws.
         """
         both: list[list[float]] = torch.stack([tokens.double(), logprobs.double()], 1).tolist()
         draws = [(int(token), logprob) for token, logprob in both]  # on a GPU, one wait for both
@@ -119,7 +119,7 @@ class Decoding:
         self._drop_ended()
 
     def rollout(self) -> Rollout:
-        """What every row has produced."""
+        """The completions of all rows."""
         return Rollout(
             completions=self._completions,
             logprobs=self._logprobs,
@@ -127,7 +127,7 @@ class Decoding:
         )
 
     def _extend(self, row: int, draft: TokenIds, draws: list[tuple[int, float]]) -> int:
-        """Take a row's draws while they agree with its draft; the number of drafts confirmed."""
+        """Append draws while they match the row's draft; return how many tokens it confirmed."""
         for confirmed, (token, logprob) in enumerate(draws):
             self._completions[row].append(token)
             self._logprobs[row].append(logprob)
@@ -135,11 +135,11 @@ class Decoding:
             agrees = confirmed < len(draft) and token == draft[confirmed]
             if not agrees or self._ended[row]:
                 break
-        # A draft that held is trusted twice as far, one that failed little further than it held.
-        self._reach[row] = 2 * confirmed + 1
+        # The next draft length is about twice the number of tokens accepted now.
+        self._draft_length[row] = 2 * confirmed + 1
         if draft:
-            self._misses[row] = 0 if confirmed else self._misses[row] + 1
-            self._rest[row] = RESTS[min(self._misses[row], len(RESTS) - 1)]
+            self._num_rejected[row] = 0 if confirmed else self._num_rejected[row] + 1
+            self._num_skipped[row] = BACKOFF[min(self._num_rejected[row], len(BACKOFF) - 1)]
         return confirmed
 
     def _propose(self) -> None:
@@ -149,19 +149,19 @@ class Decoding:
         self._num_drafted = max(map(len, self._proposed))
 
     def _proposal(self, row: int, longest: int) -> TokenIds:
-        """A row's next draft; none while it rests, because several have failed."""
-        if self._rest[row]:
-            self._rest[row] -= 1
+        """A row's next draft; empty while it is backing off after rejected drafts."""
+        if self._num_skipped[row]:
+            self._num_skipped[row] -= 1
             return []
-        return self._continuation(row)[: min(longest, self._reach[row], self._room(row) - 1)]
+        return self._continuation(row)[: min(longest, self._draft_length[row], self._room(row) - 1)]
 
-    def _room(self, row: int) -> int:
+    def _room(self, row: int) -> int:  # tokens left to the length limit
         return self._max_new_tokens - len(self._completions[row])
 
     def _continuation(self, row: int) -> TokenIds:
-        """The rest of a row's draft, behind where its last token stands in the draft.
+        """The part of a row's draft after the position of the row's last token in it.
 
-        Of several places the nearest counts; without any, the draft has nothing to say.
+        If the token occurs several times, the nearest position counts; if never, there is no draft.
         """
         draft, completion = self._drafts[row], self._completions[row]
         if not completion:
@@ -172,7 +172,7 @@ class Decoding:
         return draft[nearest + 1 :]
 
     def _prefill_groups(self) -> list[list[int]]:
-        """Prompts to read together: where lengths differ, padding would be most of the work."""
+        """Groups of prompts to read together, of similar length to reduce padding."""
         if is_sharded(self._model) or not _can_drop_columns(self._cache):
             return [self.active]
         return groups_to_read([len(prompt) for prompt in self._prompts], self._device)
@@ -180,7 +180,7 @@ class Decoding:
     def _read_prompts(
         self, rows: Sequence[int], drafts: Mapping[int, TokenIds]
     ) -> tuple[Tensor, Tensor, DynamicCache]:
-        """Logits, mask and cache of some rows, padded on the left."""
+        """Read some rows' prompts, padded on the left; return their logits, mask and cache."""
         prompts = [self._prompts[row] for row in rows]
         width = max(map(len, prompts))
         ids = [
@@ -203,9 +203,10 @@ class Decoding:
         cache: DynamicCache,
         asked: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Logits behind the last token known and behind every drafted one, (rows, n + 1, V).
+        """Logits after the last known token and after each of n drafted tokens, (rows, n + 1, V).
 
-        Arguments are in host memory; they are sent at once, with what is asked of the logits.
+        The arguments are in host memory and are sent to the device in one transfer, together with
+        ``asked``, the indices of the logits to use, which is returned on the device.
         """
         asked = torch.empty(0, dtype=torch.long) if asked is None else asked
         masked = not mask.all()
@@ -222,10 +223,10 @@ class Decoding:
         return logits, asked
 
     def _attention_mask(self, mask: Tensor, num_read: int) -> Tensor:
-        """The mask in the form in which transformers reads it without waiting for its values.
+        """The mask in a form that transformers uses without waiting for its values on a GPU.
 
-        Given (rows, L), it asks a GPU whether anything is masked at all. Given (rows, 1, n, L), it
-        takes that for the mask of every layer, which sliding windows rule out.
+        For a (rows, L) mask, transformers first checks whether anything is masked, which waits for
+        the GPU. It uses a (rows, 1, n, L) mask as is in every layer, wrong for sliding windows.
         """
         if not self._mask_every_layer:
             return mask
@@ -234,7 +235,7 @@ class Decoding:
         return mask.bool()[:, None, None] & causal
 
     def _asked(self) -> Tensor:
-        """Of the logits of all active rows those that no padding stands for: (M,) indices."""
+        """Indices, (M,), of the active rows' logits that do not belong to padding."""
         width = self._num_drafted + 1
         asked = [
             (index, row, ahead)
@@ -246,7 +247,7 @@ class Decoding:
         return torch.tensor([index * width + ahead for index, _, ahead in asked])
 
     def _forget_rejected(self, confirmed: list[int]) -> None:
-        """Mask the drafted columns that were not confirmed; drop those no row needs."""
+        """Mask the columns of rejected draft tokens; drop those that no row needs."""
         if not self._num_drafted:
             return
         columns = torch.arange(self._num_drafted)
@@ -270,7 +271,7 @@ class Decoding:
         self.active = [self.active[index] for index in keep]
 
     def _drop_unread_columns(self) -> None:
-        """Drop what no row left reads: the padding beside longer prompts, and rejected drafts."""
+        """Drop columns that no active row reads: padding of prompts, and rejected drafts."""
         read = self._mask.any(0)
         if read.all() or not _can_drop_columns(self._cache):
             return
@@ -282,7 +283,7 @@ class Decoding:
 
 
 def _places(draft: TokenIds) -> dict[int, list[int]]:
-    """Where each token of a draft stands in it."""
+    """The positions of each token in a draft."""
     found: dict[int, list[int]] = {}
     for place, token in enumerate(draft):
         found.setdefault(token, []).append(place)
@@ -290,5 +291,5 @@ def _places(draft: TokenIds) -> dict[int, list[int]]:
 
 
 def _can_drop_columns(cache: DynamicCache) -> bool:
-    """Whether every layer keeps all columns: a sliding window slides over rejected ones too."""
+    """Whether every layer keeps all columns: sliding windows also count rejected ones."""
     return all(isinstance(layer, DynamicLayer) and not layer.is_sliding for layer in cache.layers)

@@ -1,7 +1,7 @@
-"""Rollout engines by name: what turns prompts into completions, for training and evaluation.
+"""Rollout engines by name. They turn prompts into completions for training and evaluation.
 
-Every engine has the interface of ``in_place``, the default. They differ in where the tokens are
-computed, never in what is asked for.
+Every engine has the interface of ``in_place``, the default, and takes the same requests. They
+differ in where the tokens are computed.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from sdft.types import Rollout
 
 
 class Engine(Protocol):
-    """What every engine is: the request's B completions, and what its calls share."""
+    """The interface of an engine."""
 
     def __call__(self, model: PreTrainedModel, request: RolloutRequest) -> Rollout:
-        """B completions in the order of the prompts."""
+        """Return B completions in the order of the prompts."""
 
     def prepared(self, model: PreTrainedModel) -> AbstractContextManager[None]:
-        """A block in which calls need not bring all ranks together; entering it does."""
+        """A context in which calls are no collectives; entering is one if weights are sharded."""
 
 
 EngineName = Literal["in_place", "generate", "continuous_batching", "vllm"]
@@ -41,17 +41,17 @@ ENGINES: dict[EngineName, Callable[..., Engine]] = {
 
 
 def make_engine(name: EngineName, **options: Any) -> Engine:
-    """Build the engine of a name.
+    """Create an engine by name.
 
     Args:
         name: in_place, generate, continuous_batching or vllm.
-        options: The engine's own, see its class.
+        options: Arguments of the engine's class.
 
     Returns:
         The engine, ready to sample.
 
     Raises:
-        ValueError: Unknown name or option, or one is missing; names the choices.
+        ValueError: The name or an option is unknown, or an option is missing.
     """
     if name not in ENGINES:
         raise ValueError(f"rollout_engine is {name}; it must be {' or '.join(ENGINES)}")

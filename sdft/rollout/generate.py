@@ -1,4 +1,4 @@
-"""The ``generate`` engine: transformers' own decoding loop around our sampling."""
+"""The ``generate`` engine: transformers' decoding loop with this package's sampling."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sdft.types import Rollout, TokenIds
 
 
 class GenerateEngine:
-    """Decode with :func:`generate`, for models with a forward pass of their own.
+    """Decode with :func:`generate`, for models that the in-place engine does not support.
 
     Args:
         static_cache: Use a cache of fixed size; on a CUDA device transformers then compiles the
@@ -45,7 +45,7 @@ class GenerateEngine:
         """B completions in the order of the prompts; see :func:`sdft.rollout.in_place.sample`.
 
         Raises:
-            ValueError: The model is not decoded correctly, see :mod:`sdft.rollout.self_check`.
+            ValueError: The model is not decoded correctly; see :mod:`sdft.rollout.self_check`.
         """
         return self._decode(model, request)
 
@@ -55,11 +55,11 @@ def generate(
 ) -> Rollout:
     """Draw one completion per prompt with transformers' ``generate``.
 
-    Every token is drawn here, from the raw logits, with the noise of the given seeds;
-    ``generate`` is handed the choice as the only token left and takes it greedily. Truncation and
-    log-probabilities are therefore those of the in-place engine, nothing of the model's shipped
-    generation settings applies, the global random state is not touched, and of the logits no more
-    than one step's are held. Drafts are not used.
+    A logits processor draws every token from the raw logits, with the noise of the given seeds,
+    and masks the logits of all other tokens, so that ``generate`` picks the drawn one greedily.
+    Truncation and log-probabilities are therefore those of the in-place engine, the model's own
+    generation settings do not apply, the global random state is not used, and only the logits of
+    one step are held in memory. Drafts are not used.
     """
     prompts, settings, ending = request.prompts, request.settings, request.ending
     width = max(map(len, prompts))
@@ -93,9 +93,9 @@ def generate(
 
 @contextmanager
 def neutral_generation_config(model: PreTrainedModel) -> Iterator[None]:
-    """Run a block without the generation settings the model was shipped with.
+    """Run a block without the generation settings that came with the model.
 
-    ``generate`` fills whatever a given configuration leaves open from them: end tokens,
+    ``generate`` would use them for whatever a given configuration does not set: end tokens,
     penalties, truncation.
     """
     shipped = model.generation_config
@@ -107,7 +107,7 @@ def neutral_generation_config(model: PreTrainedModel) -> Iterator[None]:
 
 
 class _Choice(LogitsProcessor):
-    """Draws every row's next token and bans all others."""
+    """Draws every row's next token and masks the logits of all others."""
 
     def __init__(self, settings: SamplingSettings, noise: Tensor | None) -> None:
         self._settings = settings
@@ -115,7 +115,7 @@ class _Choice(LogitsProcessor):
         self.logprobs: list[Tensor] = []  # one (B,) per step
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, V) logits to (B, V) with the drawn token alone left."""
+        """Masked logits (B, V), in which only the drawn tokens are left, from logits (B, V)."""
         noise = None if self._noise is None else self._noise[:, len(self.logprobs)]
         tokens, logprobs = draw(scores, self._settings, noise)
         self.logprobs.append(logprobs)
@@ -123,7 +123,7 @@ class _Choice(LogitsProcessor):
 
 
 class _AllEnded(StoppingCriteria):
-    """Stops once every row has ended; what a row says after its end is cut off later."""
+    """Stops once every row has ended; tokens after the end of a row are cut off later."""
 
     def __init__(self, ending: Ending, width: int, num_rows: int) -> None:
         self._ending = ending
@@ -131,7 +131,7 @@ class _AllEnded(StoppingCriteria):
         self._ended = [False] * num_rows
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:
-        """(B, L) ids so far to (B,) flags."""
+        """Flags (B,) of the rows that have ended, from the ids so far, (B, L)."""
         tails = input_ids[:, self._width :][:, -self._ending.reach :].tolist()
         for row, tail in enumerate(tails):
             self._ended[row] = self._ended[row] or self._ending.ends(tail)

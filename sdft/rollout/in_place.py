@@ -1,19 +1,20 @@
-"""From prompts to completions: sampling from a causal language model (algorithm, step 2).
+"""The ``in_place`` engine: sample completions with the training weights (algorithm, step 2).
 
-The training weights are run in place: evaluation and inference mode, one prefill of the
-left-padded prompts, then a key-value cache; rows leave the batch as they end. All sampling
-noise comes from seeds of its own, so rollouts neither read nor disturb the global random state.
+The training weights are used directly, in evaluation and inference mode: the left-padded prompts
+are read first, then tokens are decoded with a key-value cache, and rows leave the batch as they
+end. Sampling noise comes from the request's seeds, so rollouts neither read nor change the global
+random state.
 
-Every token of a completion has a uniform number of its own, drawn before the first pass, that
-picks it from the model's distribution. What a row says is therefore a function of the weights,
-its prompt and its seed, whatever rows it shares its passes with.
+A uniform random number for every token of a completion is drawn before the first pass, and picks
+the token from the model's distribution. A completion therefore depends on the weights, its prompt
+and its seed, but not on the other rows of the batch.
 
-A draft, a guess of the completion, lets one forward pass read several tokens. At every drafted
-position a token is drawn from the model's own distribution; draws are kept up to and including
-the first that differs from the draft, because each of them was conditioned on exactly the tokens
-before it. So a draft saves passes and changes nothing else. In self-distillation the
-demonstration is a natural draft: the better the student has learnt it, the fewer passes a rollout
-takes.
+A draft, which is a guess of the completion, lets one forward pass read several tokens. At every
+drafted position a token is drawn from the model's own distribution. Draws are kept up to and
+including the first that differs from the draft, because each of them was conditioned on exactly
+the tokens before it. A draft therefore saves passes without changing the completions. In
+self-distillation the demonstration can serve as the draft: the better the student has learned it,
+the fewer passes a rollout takes.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def sample(model: PreTrainedModel, request: RolloutRequest) -> Rollout:
 
     Args:
         model: Causal language model; its weights are read in place.
-        request: B prompts and how to continue them.
+        request: B prompts and the settings to continue them with.
 
     Returns:
         B completions in the order of the prompts.
@@ -75,18 +76,18 @@ def sample(model: PreTrainedModel, request: RolloutRequest) -> Rollout:
 class InPlaceEngine:
     """Decode with :func:`sdft.rollout.in_place.sample`; the default.
 
-    A model that it does not decode correctly is decoded with ``generate`` instead, see
+    A model that it does not decode correctly is decoded with ``generate`` instead; see
     :mod:`sdft.rollout.self_check`.
 
     Args:
-        dtype: What rollouts are computed in: float32, the training weights themselves, or
-            bfloat16, a copy of them, written anew before every rollout, half as large and half as
-            long to read. The student is then not quite the sampler, which ``importance_clip``
-            corrects. Greedy completions, as evaluation asks for, are always float32.
-        max_cache_tokens: Prompts and completions, padding included, that are decoded together:
-            a bound of the key-value cache. Longer requests are decoded in parts, prompts of
-            similar length together. Completions do not depend on it. null: 65,536 on a CPU, where
-            larger batches gain nothing, and no bound on a GPU.
+        dtype: float32 samples with the training weights; bfloat16 samples with a copy of them that
+            is updated before every rollout and takes half the memory and half the time to read.
+            The sampling distribution then differs slightly from the student's, which
+            ``importance_clip`` corrects. Greedy completions, as in evaluation, are always float32.
+        max_cache_tokens: Tokens of prompts and completions, padding included, that are decoded
+            together: a bound on the key-value cache. Longer requests are decoded in parts, prompts
+            of similar length together. Completions do not depend on it. null: 65,536 on a CPU,
+            where larger batches are no faster, and no bound on a GPU.
 
     Raises:
         ValueError: A value is out of range, or the device does not compute in bfloat16.
@@ -115,8 +116,8 @@ class InPlaceEngine:
         """B completions in the order of the prompts; see :func:`sdft.rollout.in_place.sample`.
 
         Raises:
-            ValueError: The copy is asked for, and the weights are spread over ranks; or neither
-                this engine nor ``generate`` decodes the model correctly.
+            ValueError: The dtype is bfloat16 and the weights are sharded, or neither this engine
+                nor ``generate`` decodes the model correctly.
         """
         if self.dtype != "float32" and request.settings.temperature > 0:
             model = self._bfloat16_copy(model)
@@ -131,7 +132,7 @@ class InPlaceEngine:
 
     @torch.no_grad()
     def _bfloat16_copy(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The model with today's weights; buffers, such as rotary frequencies, stay as they are."""
+        """A copy of the model with its current weights; buffers, such as frequencies, are kept."""
         if is_sharded(model):
             raise ValueError(
                 "dtype of in_place is bfloat16: sharded weights have no copy; use vllm"
@@ -145,14 +146,14 @@ class InPlaceEngine:
 
 
 def computes_in_bfloat16() -> bool:
-    """Whether the device has instructions for bfloat16, so that it is faster there."""
+    """Whether the device has instructions for bfloat16, which make it faster than float32."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _parts(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Rows in order of length, cut where the padded tokens of a part would pass the budget."""
+    """Split rows, ordered by length, into parts whose padded tokens stay within the budget."""
     part: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
         if part and (len(part) + 1) * lengths[row] > budget:
@@ -163,7 +164,7 @@ def _parts(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
 
 
 def _rows(request: RolloutRequest, rows: list[int]) -> RolloutRequest:
-    """The request for some of the rows."""
+    """The request restricted to some of the rows."""
     seeds, drafts = request.seeds, request.drafts
     return replace(
         request,
@@ -174,7 +175,7 @@ def _rows(request: RolloutRequest, rows: list[int]) -> RolloutRequest:
 
 
 def _joined(parts: list[tuple[list[int], Rollout]]) -> Rollout:
-    """One rollout of rollouts for some rows each."""
+    """Join rollouts of parts of the rows into one, in the order of the rows."""
     found: dict[int, tuple[TokenIds, list[float], bool]] = {}
     for rows, rollout in parts:
         columns = zip(rollout.completions, rollout.logprobs, rollout.ended, strict=True)

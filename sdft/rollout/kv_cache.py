@@ -15,10 +15,10 @@ ROOM = 64  # columns of a new buffer that are still empty
 
 
 class GrowingLayer(DynamicLayer):
-    """A layer that writes new columns behind the old ones, where transformers' copies them all.
+    """A cache layer that appends new columns in place; transformers' own copies all columns.
 
-    ``keys`` and ``values`` are the filled columns of two buffers. Whoever sets them to something
-    else, as selecting rows does, gets new buffers with the next columns.
+    ``keys`` and ``values`` are views of the filled columns of two buffers. If they are set to other
+    tensors, as selecting rows does, the next update allocates new buffers.
     """
 
     def __init__(self) -> None:
@@ -28,10 +28,10 @@ class GrowingLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """All keys and values, (B, H, L + n, D) each, of new ones of shape (B, H, n, D).
+        """Append keys and values, (B, H, n, D) each; return all of them, (B, H, L + n, D) each.
 
-        Under autocast keys come in float32, from the rotary embedding, and values in bfloat16;
-        attention casts both. They are held in the narrower type.
+        Under autocast, keys are float32 because of the rotary embedding, values are bfloat16, and
+        attention casts both. Both are stored in the type of the values.
         """
         key_states = key_states.to(value_states.dtype)
         if not self.is_initialized:
@@ -55,7 +55,7 @@ class GrowingLayer(DynamicLayer):
 
 
 def growing_cache(config: PretrainedConfig) -> DynamicCache:
-    """A model's cache from transformers, plain layers replaced; sliding windows keep theirs."""
+    """Create a cache with :class:`GrowingLayer` for plain layers, transformers' own for others."""
     cache = DynamicCache(config=config)
     cache.layers = [
         GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
@@ -64,7 +64,7 @@ def growing_cache(config: PretrainedConfig) -> DynamicCache:
 
 
 def joined(caches: Sequence[DynamicCache]) -> DynamicCache:
-    """One cache for the rows of several, padded on the left; plain layers alone."""
+    """Join the rows of several caches into one, padded on the left; only for plain layers."""
     if len(caches) > 1:
         width = max(cache.get_seq_length() for cache in caches)
         layers: Iterable[Sequence[Any]] = zip(*(cache.layers for cache in caches), strict=True)

@@ -1,8 +1,8 @@
-"""Rollouts of which a share is the student's own and the rest is the demonstrations.
+"""Mix the student's own completions with demonstrations in a batch.
 
-Generalised knowledge distillation calls the share λ (Agarwal et al. 2024, arXiv 2306.13649,
-algorithm 1). There every batch is one or the other, by the toss of a coin; here the rows of every
-batch are divided, so that the share is exact.
+Generalized knowledge distillation calls the fraction of on-policy data λ (Agarwal et al. 2024,
+arXiv 2306.13649, algorithm 1). There each batch is randomly one or the other; here the rows of
+every batch are divided, so that the fraction is exact.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from collections.abc import Iterable, Sequence
 
 from sdft.types import Rollout, TokenIds
 
-_ROUNDING = 1e-9  # of a share times a count of rows
+_ROUNDING = 1e-9  # tolerance for the product of the fraction and a number of rows
 
 
 def on_policy_rows(fraction: float, places: Iterable[int]) -> list[int]:
-    """Which rows are sampled, spread evenly: of the first n places of a run, floor(fraction n).
+    """Choose the rows to sample, evenly spread: floor(fraction * n) of the first n rows of a run.
 
     Args:
         fraction: λ, from 0 to 1.
-        places: For each row of a batch its place in the run, counted over all steps and ranks.
+        places: For each row of a batch, its index in the run, counted over all steps and ranks.
 
     Returns:
         Indices into ``places``, in order.
@@ -35,10 +35,10 @@ def on_policy_rows(fraction: float, places: Iterable[int]) -> list[int]:
 def beside_demonstrations(
     sampled: Rollout | None, rows: Sequence[int], demonstrations: Sequence[TokenIds]
 ) -> Rollout:
-    """A whole batch's completions: samples where there are some, else the demonstrations.
+    """The completions of a batch: the samples for sampled rows, demonstrations for the others.
 
     Args:
-        sampled: One completion for each of ``rows``; None for none.
+        sampled: One completion for each of ``rows``; None if there are none.
         rows: The rows that were sampled.
         demonstrations: B token-id lists.
 

@@ -17,11 +17,11 @@ class SamplingSettings:
     """How completions are drawn.
 
     Args:
-        max_new_tokens: Longest completion, end-of-turn token included.
+        max_new_tokens: Length limit of a completion, end-of-turn token included.
         temperature: Logits are divided by it; 0 takes the most likely token (greedy).
         top_p: Keep the smallest set of tokens with at least this probability; 1 keeps all.
         top_k: Keep the k most likely tokens; 0 keeps all.
-        min_p: Ban tokens less likely than this share of the most likely one; 0 keeps all.
+        min_p: Mask tokens less likely than this fraction of the most likely one; 0 keeps all.
         stop_strings: A completion ends with the token that completes one of these texts.
 
     Raises:
@@ -51,19 +51,20 @@ class SamplingSettings:
 
 @dataclass(frozen=True, slots=True)
 class RolloutRequest:
-    """What an engine is asked for: one completion per prompt.
+    """A request for one completion per prompt.
 
     Args:
         prompts: B non-empty token-id lists.
         settings: Length limit, temperature, truncation, stop strings.
         end_ids: Tokens that end a completion; they are part of it.
         seeds: B seeds of the sampling noise, one for each completion; not needed when greedy.
-        drafts: B guesses of the completions; they save forward passes and do not move the
+        drafts: B guesses of the completions; they save forward passes and do not change the
             distribution of the completions. An engine may ignore them.
-        decode: Token ids to text, special tokens spelled out; needed for stop strings alone.
+        decode: Turns token ids into text that includes special tokens; only needed for stop
+            strings.
 
     Raises:
-        ValueError: A prompt is empty, or has no seed where sampling needs one, or there are stop
+        ValueError: A prompt is empty, a seed that sampling needs is missing, or there are stop
             strings without decode.
     """
 
@@ -83,15 +84,15 @@ class RolloutRequest:
         for index, prompt in enumerate(self.prompts):
             if not prompt:
                 raise ValueError(f"prompt {index} has no tokens")
-        _ = self.ending  # refuses stop strings that nobody can read
+        _ = self.ending  # raises an error for stop strings without decode
 
     @property
     def ending(self) -> Ending:
-        """Where a completion ends."""
+        """Decides where a completion ends."""
         return Ending(self.end_ids, self.settings.stop_strings, self.decode)
 
     def noise(self) -> Tensor | None:
-        """(B, T) numbers in [0, 1), one for every token a rollout may have; None when greedy."""
+        """Random numbers in [0, 1), (B, max_new_tokens), one per token; None when greedy."""
         if self.settings.temperature == 0:
             return None
         rows = [

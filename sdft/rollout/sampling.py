@@ -19,11 +19,11 @@ def draw(logits: Tensor, settings: SamplingSettings, noise: Tensor | None) -> tu
     Args:
         logits: (M, V) next-token logits.
         settings: Temperature and truncation.
-        noise: (M,) numbers in [0, 1); each picks the token where the distribution function of
-            its row passes it. None when greedy.
+        noise: (M,) numbers in [0, 1); each picks the first token of its row whose cumulative
+            probability exceeds it. None when greedy.
 
     Returns:
-        (M,) token ids and (M,) their log-probabilities under the truncated, renormalised
+        (M,) token ids and (M,) their log-probabilities under the truncated, renormalized
         distribution they were drawn from. Greedy tokens have log-probability 0.
     """
     logits = logits.float()
@@ -31,7 +31,7 @@ def draw(logits: Tensor, settings: SamplingSettings, noise: Tensor | None) -> tu
         return logits.argmax(-1), torch.zeros(len(logits), device=logits.device)
     logits = _truncate(logits / settings.temperature, settings)
     logits -= logits.amax(-1, keepdim=True)
-    # Summed in float64, so that tokens of the smallest probability keep theirs.
+    # Summed in float64, so that the smallest probabilities are not lost to rounding.
     cumulative = running_sum(logits.exp().double())
     total = cumulative[:, -1:]
     tokens = torch.searchsorted(cumulative, noise.to(total)[:, None] * total, right=True)
@@ -40,7 +40,7 @@ def draw(logits: Tensor, settings: SamplingSettings, noise: Tensor | None) -> tu
 
 
 def _truncate(logits: Tensor, settings: SamplingSettings) -> Tensor:
-    """Ban tokens outside of top-k, then of the top-p nucleus, then below min-p; (B, V)."""
+    """Mask tokens outside the top k, then outside the top-p nucleus, then below min-p: (M, V)."""
     if 0 < settings.top_k < logits.shape[-1]:
         threshold = logits.topk(settings.top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < threshold, -torch.inf)
@@ -48,8 +48,8 @@ def _truncate(logits: Tensor, settings: SamplingSettings) -> Tensor:
         ordered, order = logits.sort(dim=-1, descending=True)
         probabilities = ordered.softmax(-1)
         # A token stays while the probability before it has not reached top_p.
-        banned = running_sum(probabilities) - probabilities >= settings.top_p
-        logits = logits.masked_fill(banned.scatter(1, order, banned), -torch.inf)
+        masked = running_sum(probabilities) - probabilities >= settings.top_p
+        logits = logits.masked_fill(masked.scatter(1, order, masked), -torch.inf)
     if settings.min_p > 0:
         threshold = logits.amax(-1, keepdim=True) + math.log(settings.min_p)
         logits = logits.masked_fill(logits < threshold, -torch.inf)
@@ -57,9 +57,9 @@ def _truncate(logits: Tensor, settings: SamplingSettings) -> Tensor:
 
 
 def rollout_of(answers: Sequence[tuple[TokenIds, list[float]]], request: RolloutRequest) -> Rollout:
-    """Cut every answer, tokens with log-probabilities, where it ends.
+    """Make a rollout from tokens with log-probabilities, cutting each answer where it ends.
 
-    As everywhere, greedy tokens have log-probability 0.
+    Greedy tokens have log-probability 0, as in every engine.
     """
     cuts = [request.ending.cut(tokens) for tokens, _ in answers]
     greedy = request.settings.temperature == 0

@@ -1,9 +1,9 @@
-"""A check of decoding on a given model: does it give what full forward passes give?
+"""Check that a decoder gives the same log-probabilities as full forward passes of the model.
 
-An engine relies on what a model's cache can do: hold the state of every layer, let a row leave the
-batch, take back tokens that were read. Not every architecture's can, and the names of
-architectures do not tell. So a decoder samples a few tokens from a model before it is trusted with
-it: prompts of different lengths, a row that ends before the others, drafts that are confirmed and
+An engine relies on the model's cache to hold the state of every layer, to drop rows from the
+batch, and to remove tokens that were read. Not every architecture supports this, and their names
+do not tell. Before a decoder is used with a model, it therefore samples a few tokens: from prompts
+of different lengths, with a row that ends before the others, and with drafts that are accepted and
 rejected. Each token's log-probability is compared with that of one forward pass over its whole
 sequence, alone in its batch, without a cache.
 """
@@ -29,8 +29,8 @@ Decode = Callable[[PreTrainedModel, RolloutRequest], Rollout]
 
 PROMPT_LENGTHS = (7, 1, 3)
 NUM_TOKENS = 3
-# Of log-probabilities, in standard deviations of a position's logits. Rounding was found to be at
-# most 3e-5 of them in float32, a lost or misplaced state at least 1.6e-2.
+# Allowed error of log-probabilities, in standard deviations of a position's logits. In float32,
+# rounding caused errors of at most 3e-5, and a lost or misplaced state at least 1.6e-2.
 TOLERANCE = 5e-3
 HALF_PRECISION_TOLERANCE = 0.25
 
@@ -38,10 +38,10 @@ logger = logging.getLogger(__name__)
 
 
 class CheckedDecoder:
-    """Decodes each model with the first of several decoders that gets its log-probabilities right.
+    """Decodes each model with the first of several decoders whose log-probabilities are correct.
 
-    The check runs at the first call for a model. When it fails, one line is logged that names the
-    decoder used instead. Random states, weights and modes stay as they are.
+    The check runs at the first call for a model. If it fails, one line is logged that names the
+    decoder used instead. Random states, weights and modes are not changed.
 
     Args:
         decoders: Name -> decoder, in order of preference; each takes a model and a request.
@@ -52,7 +52,7 @@ class CheckedDecoder:
         self._chosen: WeakKeyDictionary[PreTrainedModel, Decode] = WeakKeyDictionary()
 
     def __call__(self, model: PreTrainedModel, request: RolloutRequest) -> Rollout:
-        """The request's B completions.
+        """Return the request's B completions.
 
         Raises:
             ValueError: No decoder decodes this model correctly.
@@ -82,11 +82,11 @@ def check_decoding(model: PreTrainedModel, decode: Decode) -> str | None:
     """Sample a few tokens and compare their log-probabilities with full forward passes.
 
     Args:
-        model: Causal language model, its weights gathered.
-        decode: What is checked.
+        model: Causal language model with gathered weights.
+        decode: The decoder to check.
 
     Returns:
-        What is wrong, in a few words; None when nothing is.
+        What is wrong, in a few words; None if nothing is.
     """
     embedding: Any = model.get_input_embeddings()
     prompts = _prompts(embedding.weight.shape[0])
@@ -104,7 +104,7 @@ def check_decoding(model: PreTrainedModel, decode: Decode) -> str | None:
             if not same:
                 by_passes = _by_full_passes(model, prompts, drafted.completions)
             error = max(error, _error(drafted, by_passes, precise))
-    except Exception as failure:  # whatever an architecture does with a cache it does not know
+    except Exception as failure:  # architectures fail in many ways with a cache
         return f"{type(failure).__name__}: {_first_line(str(failure))}"
     if not _ends_where_it_should(drafted, plain.completions[0][1]):
         return "completions do not stop at their end"
@@ -126,9 +126,9 @@ def _prompts(vocab_size: int) -> list[TokenIds]:
 
 
 def _with_drafts_and_an_end(request: RolloutRequest, plain: Rollout) -> RolloutRequest:
-    """The request with drafts that fail at places of their own, and an end after two tokens.
+    """The request with drafts that are rejected at different tokens, and an end after two tokens.
 
-    The row with the longest prompt ends first, so that the others are rid of its padding.
+    The row with the longest prompt ends first, so that the others' padding is then dropped.
     """
     drafts = [list(completion) for completion in plain.completions]
     for row in range(1, len(drafts)):
@@ -138,7 +138,7 @@ def _with_drafts_and_an_end(request: RolloutRequest, plain: Rollout) -> RolloutR
 
 
 def _ends_where_it_should(rollout: Rollout, end_id: int) -> bool:
-    """Whether rows stop at the first end token, or run to the longest length without one."""
+    """Whether rows stop at the first end token, or run to the length limit without one."""
     return all(
         end_id not in completion[:-1]
         and ended == (completion[-1] == end_id)
@@ -148,7 +148,7 @@ def _ends_where_it_should(rollout: Rollout, end_id: int) -> bool:
 
 
 def _cut(plain: Rollout, drafted: Rollout) -> list[TokenIds]:
-    """The plain completions at the lengths of the drafted ones."""
+    """The plain completions, cut to the lengths of the drafted ones."""
     pairs = zip(plain.completions, drafted.completions, strict=True)
     return [completion[: len(other)] for completion, other in pairs]
 
@@ -158,7 +158,7 @@ def _by_full_passes(
 ) -> list[tuple[Tensor, Tensor]]:
     """Log-probabilities of each completion's tokens and standard deviations of their logits, (T,).
 
-    One forward pass for each row.
+    Each row takes one forward pass.
     """
     found = []
     for prompt, completion in zip(prompts, completions, strict=True):
@@ -171,10 +171,10 @@ def _by_full_passes(
 
 
 def _error(rollout: Rollout, by_passes: list[tuple[Tensor, Tensor]], precise: bool) -> float:
-    """How far a rollout's log-probabilities are from those of full passes, of the worst row.
+    """The largest error over rows of a rollout's log-probabilities, compared with full passes.
 
-    In standard deviations of the logits. In half precision a row's median counts: single tokens
-    may be off by more, where rounding sends one to another expert.
+    It is in standard deviations of the logits. In half precision, a row's median counts: a few
+    tokens may have larger errors, because rounding may route them to other experts.
     """
     found = 0.0
     for logprobs, (expected, spread) in zip(rollout.logprobs, by_passes, strict=True):

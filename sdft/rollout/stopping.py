@@ -1,4 +1,4 @@
-"""Where a completion ends: at an end-of-turn token, or where its text completes a stop string."""
+"""Decide where a completion ends: at an end-of-turn token, or when it contains a stop string."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ class Ending:
     Args:
         end_ids: Tokens that end a completion; they are part of it.
         stop_strings: Texts that end a completion; the token that completes one is part of it.
-        decode: Token ids to text, special tokens spelled out; needed for stop strings alone.
+        decode: Turns token ids into text that includes special tokens; only needed for stop
+            strings.
 
     Raises:
-        ValueError: There are stop strings, but no way to read them.
+        ValueError: There are stop strings but no ``decode``.
     """
 
     def __init__(
@@ -32,8 +33,8 @@ class Ending:
         self.end_ids = end_ids
         self.stop_strings = stop_strings
         self._decode = decode
-        # Every token spells at least one byte; one token more, because what a tail begins with
-        # may be spelled otherwise than inside of a text.
+        # Every token is at least one byte of text; one token more, because the first token of a
+        # tail may be decoded differently than within a text.
         self.reach = 1 + max((len(text.encode()) for text in stop_strings), default=0)
 
     def ends(self, completion: TokenIds) -> bool:

@@ -1,4 +1,4 @@
-"""The ``vllm`` engine: completions from a ``vllm serve`` that follows the training weights."""
+"""The ``vllm`` engine: completions from a vLLM server that is sent the training weights."""
 
 from __future__ import annotations
 
@@ -19,39 +19,40 @@ from sdft.rollout.vllm_server import VLLMError, VLLMServer
 from sdft.rollout.weight_transfer import ServedWeights, SharedFolder
 from sdft.types import Rollout, TokenIds
 
-FIRST_VERSION, LAST_VERSION = (0, 32), (0, 33)  # whose HTTP interface this was written against
+FIRST_VERSION, LAST_VERSION = (0, 32), (0, 33)  # versions whose HTTP interface is known
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 LOGPROBS_MODE = "processed_logprobs"  # of the distribution that was sampled from
 
 
 class VLLMEngine:
-    """Sample on a vLLM server, which is given the weights whenever they changed.
+    """Sample on a vLLM server, which is sent the weights whenever they have changed.
 
-    The server runs in an environment of its own; docs/engines.md has its start command. Each
-    prompt is a request with a seed of its own. Log-probabilities are the server's: its kernels
-    round otherwise than the trainer's, so they are near to the student's, not equal. Drafts are
+    The server runs in a separate environment; docs/engines.md has its start command. Each prompt
+    is a request with its own seed. Log-probabilities are the server's: its kernels round
+    differently from the trainer's, so they are close to the student's but not equal. Drafts are
     not used.
 
-    Where the student is sharded (FSDP2), all processes use one server, and the first sends it the
-    weights.
+    If the student is sharded (FSDP2), all processes use one server, and the first process sends
+    it the weights.
 
     Args:
-        sync_dir: Folder that trainer and server see under the same path; weights pass through it.
-        url: The server's address. Each process that holds all weights needs a server and a folder
-            of its own:
-            {local_rank} in either stands for the process's number on its machine, as in
-            http://127.0.0.1:800{local_rank}.
-        model: Name of the served model; null for the only one.
+        sync_dir: Folder that trainer and server can access under the same path; the weights are
+            sent through it.
+        url: The server's address. Unless the student is sharded, each process needs its own server
+            and folder: {local_rank} in either is replaced by the process's number on its machine,
+            as in http://127.0.0.1:800{local_rank}.
+        model: Name of the served model; null if the server has only one.
         timeout_s: Longest wait for an answer, a completion or a weight update, in seconds.
-        retries: Further attempts after one that failed, before the run ends.
-        num_parallel: Requests in flight at a time.
-        dtype: What weights are sent in, and the server was started with: bfloat16 or float32. The
-            student in bfloat16 is not quite the student: ``importance_clip`` corrects for it.
-        sleep: Let the server give its GPU memory back between rollouts, for a GPU shared with
-            training; needs a server with --enable-sleep-mode.
+        retries: Number of attempts after the first one fails, before the run ends.
+        num_parallel: Number of concurrent requests.
+        dtype: Type in which weights are sent and with which the server was started: bfloat16 or
+            float32. In bfloat16 the sampling distribution differs slightly from the student's,
+            which ``importance_clip`` corrects.
+        sleep: Free the server's GPU memory between rollouts, for a GPU shared with training; needs
+            a server with --enable-sleep-mode.
 
     Raises:
-        ValueError: A value is out of range, or the server is not the one described.
+        ValueError: A value is out of range, or the server has other options than these.
         VLLMError: The server does not answer.
     """
 
@@ -105,7 +106,7 @@ class VLLMEngine:
 
     @contextmanager
     def prepared(self, model: PreTrainedModel) -> Iterator[None]:
-        """Run a block in which the server is awake and has the weights; blocks may be nested."""
+        """Run a block in which the server is awake and has the weights; blocks can be nested."""
         if self._is_prepared:
             yield
             return
@@ -130,13 +131,13 @@ class VLLMEngine:
 
 
 def of_this_process(option: str) -> str:
-    """The option with the process's number in its place; launchers say it in the environment."""
+    """Replace {local_rank} with the process's number, which launchers set in the environment."""
     number = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
     return option.replace("{local_rank}", number)
 
 
 def sampling_request(settings: SamplingSettings, end_ids: frozenset[int]) -> dict[str, Any]:
-    """The settings as vLLM names them; complete, since it fills gaps from the model's own."""
+    """The settings under vLLM's names; all are set, since vLLM has the model's own as defaults."""
     return {
         "max_tokens": settings.max_new_tokens,
         "temperature": settings.temperature,
@@ -146,7 +147,7 @@ def sampling_request(settings: SamplingSettings, end_ids: frozenset[int]) -> dic
         "repetition_penalty": 1.0,
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
-        "ignore_eos": True,  # end_ids alone end a completion
+        "ignore_eos": True,  # only end_ids end a completion
         "stop_token_ids": sorted(end_ids),
         "stop": list(settings.stop_strings),
         "include_stop_str_in_output": True,
@@ -161,7 +162,7 @@ def read_completion(answer: Any) -> tuple[TokenIds, list[float]]:
     """Tokens and log-probabilities of a completion.
 
     Raises:
-        VLLMError: They are missing, not as many as each other, or the completion was cut off.
+        VLLMError: They are missing, their numbers differ, or the completion was aborted.
     """
     try:
         (choice,) = answer["choices"]
@@ -180,10 +181,10 @@ def read_completion(answer: Any) -> tuple[TokenIds, list[float]]:
 
 
 def check_version(server: VLLMServer) -> None:
-    """Refuse a server whose interface is not known.
+    """Require a server version whose interface is known.
 
     Raises:
-        ValueError: Its version is outside of the known range.
+        ValueError: The version is outside the known range.
     """
     version = str(server.get("/version")["version"])
     numbers = re.match(r"(\d+)\.(\d+)", version)
@@ -196,10 +197,10 @@ def check_version(server: VLLMServer) -> None:
 
 
 def check_started_with(server: VLLMServer, option: str, expected: str) -> None:
-    """Refuse a server that was started with another option: its answers would mean something else.
+    """Require that the server was started with a given option, on which its answers depend.
 
     Raises:
-        ValueError: It was.
+        ValueError: The server has another value of the option.
     """
     info = server.get("/server_info?config_format=json")
     found = str(info["vllm_config"]["model_config"][option]).removeprefix("torch.")
@@ -211,10 +212,10 @@ def check_started_with(server: VLLMServer, option: str, expected: str) -> None:
 
 
 def served_model(server: VLLMServer, name: str | None) -> str:
-    """The name to ask for.
+    """The name of the model to request.
 
     Raises:
-        ValueError: It is not served, or none was given and several are.
+        ValueError: The model is not served, or no name was given and several models are served.
     """
     served = [str(each["id"]) for each in server.get("/v1/models")["data"]]
     if name is None and len(served) == 1:

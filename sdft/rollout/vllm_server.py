@@ -1,4 +1,4 @@
-"""Requests to a running ``vllm serve``, and plain words for what can go wrong with them."""
+"""Send requests to a running ``vllm serve``, with clear errors when they fail."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ FIRST_WAIT_S = 1.0  # before the first retry; doubles with each
 
 
 class VLLMError(RuntimeError):
-    """The server did not do what was asked of it; says what to do about it."""
+    """A request to the server failed; the message says what to do about it."""
 
 
 class VLLMServer:
-    """A vLLM server that speaks JSON over HTTP; proxies of the environment are not used.
+    """A client of a vLLM server, over HTTP and JSON; proxies set in the environment are not used.
 
-    Whatever is sent here may be sent twice without harm, so that a request that found no server,
-    got no answer in time, or was answered with a server error is tried again.
+    All requests can safely be sent twice, so a request is tried again if the connection fails, the
+    answer does not come in time, or it is a server error.
 
     Args:
         url: Address, such as http://127.0.0.1:8000.
         timeout_s: Longest wait for an answer, in seconds.
-        retries: Further attempts after a first one that failed.
+        retries: Number of attempts after the first one fails.
     """
 
     def __init__(self, url: str, timeout_s: float, retries: int) -> None:
@@ -39,10 +39,10 @@ class VLLMServer:
         return self._ask(urllib.request.Request(self.url + path))
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """The decoded answer to a POST request; None where the answer is empty.
+        """The decoded answer to a POST request; None if the answer is empty.
 
         Raises:
-            VLLMError: No answer after all attempts, or the server refuses the request.
+            VLLMError: No answer after all attempts, or the server rejects the request.
         """
         content = json.dumps(body or {}).encode()
         header = {"Content-Type": "application/json"}
@@ -85,7 +85,7 @@ def _reason(error: Exception, timeout_s: float) -> str:
 
 
 def _advice(code: int) -> str:
-    """What an HTTP error below 500 most likely asks for."""
+    """The most likely remedy for an HTTP error below 500."""
     if code == http.client.NOT_FOUND:
         return "; start the server with VLLM_SERVER_DEV_MODE=1, as docs/engines.md says"
     return ""

@@ -1,4 +1,4 @@
-"""Keeping a vLLM server's weights those of the model in training."""
+"""Send the training weights to a vLLM server when they have changed."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from sdft.model.sharding import from_all_ranks, is_sharded
 from sdft.rollout.vllm_server import VLLMError, VLLMServer
 
 T = TypeVar("T")
-Transport = Callable[[dict[str, Tensor]], None]  # puts the weights into the paused server
+Transport = Callable[[dict[str, Tensor]], None]  # loads weights into the paused server
 
 
 class SharedFolder:
-    """Weights by way of a folder: written here, read by every worker of the server.
+    """Sends weights through a folder: written here, read by every worker of the server.
 
-    Needs nothing of vLLM on this side, so that the two environments may hold different versions
-    of everything.
+    This side does not need vLLM, so that the two environments can have different versions of every
+    package.
 
     Args:
-        server: Where the weights are to go.
-        folder: Seen by both sides under the same path.
+        server: The server to send the weights to.
+        folder: Folder that both sides can access under the same path.
     """
 
     def __init__(self, server: VLLMServer, folder: Path) -> None:
@@ -43,10 +43,10 @@ class SharedFolder:
         self._folder = folder
 
     def __call__(self, weights: dict[str, Tensor]) -> None:
-        """Write the weights, let the server load them, delete them.
+        """Write the weights, have the server load them, and delete the file.
 
         Raises:
-            VLLMError: The server does not take them.
+            VLLMError: The server does not load them.
         """
         directory = self._folder / "weights"
         with staged_directory(directory) as staging:
@@ -57,17 +57,17 @@ class SharedFolder:
 
 
 class ServedWeights:
-    """Which weights a server has, and how to give it newer ones.
+    """Tracks which weights a server has, and sends it newer ones.
 
-    The server keeps the label of the weights it was given last; a restarted server, or one that
-    another trainer writes to, is found out by it. Where the model is sharded, the ranks gather one
-    tensor after another, and the first rank, which keeps them, gives them to the server that all
-    ranks use.
+    The server stores a label of the last weights it was sent. The label shows whether the server
+    was restarted or was sent weights by another trainer. If the model is sharded, the ranks gather
+    one tensor after another, and the first rank keeps the gathered weights and sends them to the
+    server that all ranks use.
 
     Args:
         server: The server.
-        transport: Puts weights into it.
-        dtype: What they are sent in.
+        transport: Loads weights into it.
+        dtype: Type in which weights are sent.
     """
 
     def __init__(self, server: VLLMServer, transport: Transport, dtype: torch.dtype) -> None:
@@ -83,10 +83,11 @@ class ServedWeights:
     def of(self, model: PreTrainedModel) -> Iterator[None]:
         """Run a block in which the server has the model's weights.
 
-        Entering is a collective where the model is sharded.
+        Entering is a collective if the model is sharded.
 
         Raises:
-            VLLMError: The server came by other weights meanwhile, or ranks use several servers.
+            VLLMError: The server's weights changed during the block, or the ranks of a sharded
+                model use several servers.
         """
         together = is_sharded(model)
         if together and len(urls := set(from_all_ranks(self._server.url))) > 1:
@@ -110,7 +111,7 @@ class ServedWeights:
             )
 
     def _push(self, model: PreTrainedModel, weights: dict[str, Tensor]) -> str:
-        """Replace the server's weights; after a failure it stays paused rather than half new."""
+        """Replace the server's weights; if this fails, the server stays paused."""
         named = {**weights, **_under_other_names(model, weights)}
         self._server.post("/pause?mode=abort")
         self._transport(revert_weight_conversion(model, named))
@@ -127,8 +128,7 @@ class ServedWeights:
 def _under_other_names(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tied weights under the names that :func:`plain_weights` leaves out.
 
-    A server whose own copy of the model is not tied keeps its old head without them, and says
-    nothing.
+    Without them, a server whose own copy of the model is not tied would silently keep its old head.
     """
     first: dict[int, str] = {}
     names = [(id(each), name) for name, each in model.named_parameters(remove_duplicate=False)]
@@ -142,11 +142,11 @@ def _under_other_names(model: PreTrainedModel, weights: dict[str, Tensor]) -> di
 
 
 def _by_one_rank(work: Callable[[], T], together: bool) -> T:
-    """What the first rank's work returns, on every rank, or the error it ends with.
+    """Run some work on the first rank, and return its result or raise its error on every rank.
 
     Args:
-        work: Asks the server; done by every rank for itself where they do not act together.
-        together: Whether all ranks call this.
+        work: Makes requests to the server.
+        together: Whether all ranks call this; if not, this rank does the work itself.
     """
     if not together:
         return work()
@@ -164,10 +164,10 @@ def _by_one_rank(work: Callable[[], T], together: bool) -> T:
 
 @torch.no_grad()
 def fingerprint(model: PreTrainedModel) -> tuple[float, ...]:
-    """Sum and sum of squares of every trained tensor, which every optimizer step changes.
+    """Sum and sum of squares of every trained tensor, which change with every optimizer step.
 
-    They are read off the values: version counters miss writes through ``.data``. A collective
-    where the model is sharded.
+    They are computed from the values, because version counters miss writes through ``.data``. This
+    is a collective if the model is sharded.
     """
     weights = [
         each.to_local() if isinstance(each, DTensor) else each for each in trained_parameters(model)
