@@ -11,11 +11,18 @@ from command_line.probe_method import probe_main
 __all__ = ["ContinualCLI", "RunDirectory", "main", "run"]
 
 
+OWN = {"fetch": fetch_main, "knowledge": knowledge_main, "plan": plan_main, "probe": probe_main}
+
+
 def run() -> None:
     """The console command: data, memory plans and probes, or what LightningCLI can."""
-    own = {"fetch": fetch_main, "knowledge": knowledge_main, "plan": plan_main, "probe": probe_main}
     command, *rest = sys.argv[1:] or [""]
-    if command in own:
-        own[command](rest)
-    else:
-        main()
+    if command in OWN:
+        OWN[command](rest)
+        return
+    known = [*ContinualCLI.subcommands(), *OWN]
+    if command not in known and not command.startswith("-"):
+        said = f"there is no command {command!r}" if command else "a command is missing"
+        sys.stderr.write(f"error: {said}; use one of {', '.join(known)}\n")
+        sys.exit(2)
+    main()

@@ -46,6 +46,12 @@ from sdft.tasks.prompting import TeacherTemplate
 from sdft.tasks.task_spec import TaskSpec
 from sdft.tasks.tasks import check_folder
 
+DESCRIPTION = "Self-distillation fine-tuning of language models, one task after another."
+MORE_COMMANDS = (
+    "Further commands, each with a --help of its own: fetch (get a public data set), knowledge "
+    "(write questions from articles), plan (does a configuration fit a GPU), probe (which method "
+    "and which template suit a task)."
+)
 CKPT_PATH_HELP = (
     "Checkpoint to resume from or to evaluate: last or previous (in the run's folder), auto (last, "
     "or a new run where there is none), or a file."
@@ -264,6 +270,10 @@ def parsed(args: list[str] | None, cli: type[ContinualCLI]) -> ContinualCLI:
             seed_everything_default=42,
             save_config_callback=RunDirectory,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs=dict.fromkeys(ContinualCLI.subcommands(), defaults),
+            parser_kwargs={
+                "description": DESCRIPTION,
+                "epilog": MORE_COMMANDS,
+                **dict.fromkeys(ContinualCLI.subcommands(), defaults),
+            },
             args=None if args is None else arguments,
         )

@@ -11,7 +11,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from pydoc import locate
 from typing import Any, NoReturn
 
@@ -73,6 +73,8 @@ def _telling(lines: Iterable[str]) -> Iterator[str]:
 
 def _meant(message: str, options: Iterable[str]) -> str:
     """The names that come closest to one that is not known."""
+    if "the following arguments are required" in message:
+        return "; give a configuration that states them, such as --config quickstart"
     if unknown := re.search(r"unrecognized arguments: (--[\w.]+)", message):
         return _closest(unknown[1], options)
     if unknown := re.search(r"Option '(\w+)' is not accepted", message):
@@ -86,8 +88,16 @@ def _meant(message: str, options: Iterable[str]) -> str:
 def _closest(name: str, known: Iterable[str]) -> str:
     known = sorted({*known})
     begin_alike = [each for each in known if each.lower().startswith(name.lower())]
-    near = begin_alike[:3] or get_close_matches(name, known, n=3)
+    near = begin_alike[:3] or _alike(name, known)
     return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def _alike(name: str, known: Iterable[str]) -> list[str]:
+    """Up to three names whose last part is like this one's: groups such as --data. are many's."""
+    last = {each: each.rpartition(".")[2].lstrip("-") for each in known}
+    near = get_close_matches(name.rpartition(".")[2].lstrip("-"), {*last.values()}, n=3)
+    found = [each for part in near for each in last if last[each] == part]
+    return sorted(found, key=lambda each: -SequenceMatcher(None, name, each).ratio())[:3]
 
 
 def _parameters(kind: Any) -> set[str]:

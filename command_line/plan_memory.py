@@ -7,6 +7,8 @@ import re
 import sys
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from command_line.continual_cli import ContinualCLI, parsed
 from sdft.evaluation.memory_plan import MemoryPlan, PlannedStep, plan_memory
 from sdft.model.lora import LoRA
@@ -75,7 +77,7 @@ def planned_step(config: Any, options: argparse.Namespace) -> PlannedStep:
     other = teacher.get("pretrained")
     engine_options = dict(model.rollout_engine_options or {})
     return PlannedStep(
-        config=model_config(options.shape or model.pretrained),
+        config=_shape(model.pretrained, options.shape),
         memory=model.memory,
         lora=None if model.lora is None else LoRA(**dict(model.lora)),
         teacher=teacher.get("kind", "ema"),
@@ -90,6 +92,14 @@ def planned_step(config: Any, options: argparse.Namespace) -> PlannedStep:
         max_cache_tokens=engine_options.get("max_cache_tokens"),
         num_shards=ranks if "ModelParallel" in str(config.trainer.strategy) else 1,
     )
+
+
+def _shape(name: str, file: str | None) -> PreTrainedConfig:
+    try:
+        return model_config(file or name)
+    except ValueError as error:
+        hint = "" if file else "; where the hub is out of reach, give a config.json with --shape"
+        raise ValueError(f"{error}{hint}") from error
 
 
 def _ranks(trainer: Any, given: int | None) -> int:

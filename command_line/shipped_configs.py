@@ -44,7 +44,7 @@ def _path(value: str) -> str:
     shipped = CONFIGS / f"{value.removesuffix('.yaml')}.yaml"
     if shipped.is_file():
         return str(shipped)
-    near = get_close_matches(value.removesuffix(".yaml"), config_names(), n=3, cutoff=0.4)
+    near = get_close_matches(value.removesuffix(".yaml"), config_names(), n=3, cutoff=0.5)
     hint = f"; did you mean {', '.join(near)}?" if near else ""
     raise SystemExit(
         f"error: --config {value}: neither a file in {Path.cwd()} nor one of the configurations "

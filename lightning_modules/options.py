@@ -121,8 +121,9 @@ def warn_of_short_stages(plan: StagePlan, warmup_steps: int) -> None:
     for stage, task in enumerate(plan.tasks):
         if (steps := plan.steps_in_stage(stage)) <= warmup_steps:
             logger.warning(
-                "stage %d (%s) has %d optimizer steps, all of them warm-up: model.warmup_steps is "
-                "%d; lower it, or set data.epochs_per_stage higher or data.batch_size lower",
+                "stage %d (%s) is warm-up to its end (optimizer steps: %d), since "
+                "model.warmup_steps is %d; lower it or data.batch_size, or raise "
+                "data.epochs_per_stage",
                 stage + 1,
                 task,
                 steps,

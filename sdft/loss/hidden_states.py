@@ -1,4 +1,4 @@
-"""Hidden states of a model at completion positions (algorithm, step 3).
+"""Hidden states of a model at completion positions (README, lines 5 and 6).
 
 Each prompt is joined with its completion and padded on the right, so that a causal model needs no
 attention mask: no real token attends to padding. Sequences of very different lengths are read in

@@ -97,6 +97,7 @@ def load_model(
         raise ValueError(
             f"cannot load the model {name!r}: {error}\nGive a packaged model "
             f"({', '.join(PACKAGED_MODELS)}), a transformers directory, a .gguf file, or a hub id"
+            + ("" if Path(source).exists() else f"; {name} is no directory in {Path.cwd()}")
         ) from error
     check_tokenizer(tokenizer, name)
     check_reads_rows_alone(model)
@@ -119,7 +120,9 @@ def model_config(name: str) -> PreTrainedConfig:
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read the configuration of {name!r}: {error}") from error
+        raise ValueError(
+            f"cannot read the configuration of the model {name!r}: {' '.join(str(error).split())}"
+        ) from error
     return config
 
 

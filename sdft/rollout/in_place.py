@@ -1,4 +1,4 @@
-"""The ``in_place`` engine: sample completions with the training weights (algorithm, step 2).
+"""The ``in_place`` engine: sample completions with the training weights (README, line 4).
 
 The training weights are used directly, in evaluation and inference mode: the left-padded prompts
 are read first, then tokens are decoded with a key-value cache, and rows leave the batch as they

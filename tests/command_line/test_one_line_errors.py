@@ -4,6 +4,7 @@ import sys
 import pytest
 import yaml
 
+import command_line
 from tests.child_runs import run, write_config
 from tests.conftest import write_rows
 
@@ -33,6 +34,8 @@ MISTAKES = {
     "no such callback": (["--trainer.callbacks+=RetentionTrack"], "mean RetentionTracker?"),
     "a typo in an option": (["--model.init_args.lerning_rate=1"], "did you mean learning_rate?"),
     "a typo in a flag": (["--data.batchsize=3"], "did you mean --data.batch_size"),
+    "a flag of another group": (["--trainer.keep_stage=1"], "mean --checkpoint.keep_stages"),
+    "a flag like no other": (["--data.scorer=contains"], "arguments: --data.scorer=contains\n"),
     "a text as a number": (["--model.init_args.learning_rate=fast"], "expected float, got fast"),
     "a bad value": (["--model.init_args.learning_rate=-1"], "model.learning_rate is -1.0; it must"),
     "no such divergence": (["--model.init_args.divergence=kl"], "divergence is kl; it must be one"),
@@ -40,7 +43,7 @@ MISTAKES = {
     "no such model": (["--model.init_args.pretrained=./nowhere"], "'./nowhere' does not exist"),
     "a hub model offline": (
         ["--model.init_args.pretrained=no/such"],
-        "cannot load the model",
+        "no/such is no directory in /",
     ),
     "no such accelerator": (["--trainer.accelerator=abacus"], "accelerator"),
     "no such template": (["--data.teacher_template=nope"], "teacher_template 'nope'"),
@@ -51,7 +54,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("args", "complaint"), MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_one_line_with_what_to_write_instead(args, complaint, config, tmp_path):
-    assert complaint in errors(tmp_path, config, *args)
+    assert complaint in f"{errors(tmp_path, config, *args)}\n"
 
 
 TASKS = {
@@ -102,8 +105,30 @@ def test_a_jinja_template_with_a_typo_is_named(config, tmp_path):
     assert f"{template}: unknown field(s) queston" in error
 
 
-def test_an_unknown_command_lists_the_commands(config, tmp_path):
-    assert "'fit', 'validate', 'test'" in errors(tmp_path, config, command="fti")
+@pytest.mark.parametrize(
+    ("command", "said"), [(["fti"], "there is no command 'fti'"), ([], "a command is missing")]
+)
+def test_an_unknown_command_lists_the_commands(command, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sdft", *command])
+    with pytest.raises(SystemExit) as end:
+        command_line.run()
+    assert end.value.code == 2
+    names = "fit, validate, test, fetch, knowledge, plan, probe"
+    assert capsys.readouterr().err == f"error: {said}; use one of {names}\n"
+
+
+def test_help_lists_the_commands_that_are_not_lightnings(tmp_path):
+    log = tmp_path / "log"
+    assert run("--help", log=log) == 0
+    text = log.read_text()
+    for name in command_line.OWN:
+        assert f"{name} (" in text
+
+
+def test_a_run_without_a_configuration_is_told_how_to_give_one(tmp_path):
+    log = tmp_path / "log"
+    assert run("fit", log=log) == 2
+    assert "--config quickstart" in log.read_text()
 
 
 def test_the_help_of_ckpt_path_has_the_values_it_takes(config, tmp_path):

@@ -70,6 +70,11 @@ def test_sizes_have_units():
         parsed_bytes("80")
 
 
+def test_a_hub_out_of_reach_points_to_shape():
+    with pytest.raises(SystemExit, match=r"'no/such': .*give a config\.json with --shape$"):
+        plan_main(["--config=smoke", "--model.pretrained=no/such"])
+
+
 def test_an_unknown_shape_is_refused_in_one_line():
     with pytest.raises(SystemExit, match="error: --gpu is 'much'"):
         plan_main(["--gpu=much"])
