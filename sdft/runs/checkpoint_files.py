@@ -1,7 +1,7 @@
-"""Checkpoint files: written whole, verified before they are read.
+"""Write checkpoint files atomically, and verify them before they are read.
 
-``torch.save`` writes a zip archive with a CRC-32 of every record, so a file brings what verifies
-it along; ``torch.load`` does not look at it.
+``torch.save`` writes a zip archive with a CRC-32 of every record, so every file can be verified;
+``torch.load`` itself does not check it.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import torch
 
 from sdft.runs.files import atomic_stream, write_json_atomically
 
-SHARDED_SUMMARY = "meta.pt"  # all but the tensors
+SHARDED_SUMMARY = "meta.pt"  # everything except the tensors
 FIRST_RANKS = (".metadata", SHARDED_SUMMARY)  # the index of the tensors, and the summary
 CHUNK = 1 << 24  # bytes read at a time
 LAST = "last.ckpt"
-PREVIOUS = "previous.ckpt"  # what last.ckpt was before
+PREVIOUS = "previous.ckpt"  # the last.ckpt before the current one
 
 
 def write_shard_checksums(folder: Path, rank: int, num_ranks: int) -> None:
-    """Note the CRC-32 of every file that a rank has written, and put the files on the disk.
+    """Record the CRC-32 of every file that a rank has written, and flush the files to disk.
 
     Args:
         folder: The checkpoint, written by all ranks.
-        rank: Whose files are noted, in ``checksums-<rank>.json``.
-        num_ranks: How many ranks wrote it.
+        rank: Rank whose files are recorded, in ``checksums-<rank>.json``.
+        num_ranks: Number of ranks that wrote the checkpoint.
     """
     own = sorted(folder.glob(f"__{rank}_*"))
     if rank == 0:
@@ -46,9 +46,9 @@ def shard_damage(folder: Path, rank: int = 0, num_ranks: int = 1) -> str | None:
 
     Args:
         folder: The checkpoint.
-        rank: Of the processes that share the reading; it looks at the files of every
-            ``num_ranks``-th writer, from its own number on.
-        num_ranks: How many processes share the reading.
+        rank: Rank of this process; it reads the files of every ``num_ranks``-th writer, starting
+            from its own number.
+        num_ranks: Number of processes that share the reading.
     """
     try:
         writers = json.loads(_list(folder, 0).read_bytes())["num_ranks"]
@@ -81,30 +81,31 @@ class ResumeError(ValueError):
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write a checkpoint, all of it or nothing."""
+    """Write a checkpoint atomically."""
     with atomic_stream(path) as stream:
         torch.save(checkpoint, stream)
 
 
 def check_whole(path: Path, rank: int = 0, num_ranks: int = 1) -> None:
-    """Compare a checkpoint's bytes with the checksums it brings along.
+    """Compare a checkpoint's bytes with the checksums stored in it.
 
     Args:
         path: The file, or the folder with one file per rank.
-        rank: Of the processes that share the reading of a folder.
-        num_ranks: How many processes share it; each finds the damage in its own part.
+        rank: Rank of this process among those that share the reading of a folder.
+        num_ranks: Number of these processes; each finds only damage in its own part.
 
     Raises:
         ResumeError: The file is missing, truncated, corrupted or not a checkpoint. The message
-            names a good one beside it.
+            names a good one in the same folder.
     """
     _refuse(path, _damage(path, rank, num_ranks))
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """A checkpoint without its tensors' content: they stay in the file until they are touched.
+    """Load a checkpoint without reading its tensors, which stay in the file until they are used.
 
-    Of a folder with one file per rank, the summary is verified; :func:`check_whole` reads the rest.
+    For a folder with one file per rank, only the summary is verified; :func:`check_whole` verifies
+    the rest.
 
     Raises:
         ResumeError: The file is missing, truncated, corrupted or not a checkpoint.
@@ -122,7 +123,7 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 
 def read_counters(path: Path) -> dict[str, int]:
-    """``epoch`` and ``global_step`` of a checkpoint.
+    """Read ``epoch`` and ``global_step`` of a checkpoint.
 
     Raises:
         ResumeError: The file is missing, truncated, corrupted or not a checkpoint.
@@ -132,7 +133,7 @@ def read_counters(path: Path) -> dict[str, int]:
 
 
 def _archive(path: Path) -> Path:
-    """The file to verify; of a folder with one file per rank, the one with the counters."""
+    """The file to verify; in a folder with one file per rank, the one with the counters."""
     return path / SHARDED_SUMMARY if path.is_dir() else path
 
 
@@ -164,7 +165,7 @@ def _archive_damage(path: Path) -> str | None:
 
 @lru_cache(maxsize=16)
 def _damage_of_version(path: Path, *_: int) -> str | None:
-    """The same, once for each version of a file: gigabytes are read."""
+    """The same, cached for each version of a file, since it may read gigabytes."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -181,7 +182,7 @@ def _damage_of_version(path: Path, *_: int) -> str | None:
 
 
 def _instead(path: Path) -> str:
-    """Where else to resume: the newest good checkpoint in the same folder."""
+    """Advice on which checkpoint to resume from: the newest good one in the same folder."""
     others = (other for other in path.parent.glob("*.ckpt") if other.name != path.name)
     good = [other for other in others if _damage(other) is None]
     if not good:

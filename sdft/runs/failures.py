@@ -1,4 +1,4 @@
-"""What to do about the failures that a machine, rather than a mistake, brings about."""
+"""Explain failures caused by the machine: a full disk, or too little memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DISK_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large")
 MEMORY_TEXTS = ("can't allocate memory", "not enough memory")  # of PyTorch's CPU allocator
 
-# Function -> phase of a step; the innermost one on the stack counts.
+# Function -> phase of a step; the innermost function on the stack counts.
 PHASES = {
     "training_step": "student",
     "sample": "sample",
@@ -33,7 +33,7 @@ TO_LOWER = {
 
 
 class UsageError(ValueError):
-    """Options do not go together; the message says which, and what to set instead."""
+    """Options cannot be combined; the message says which, and what to set instead."""
 
 
 class StoppedEarly(RuntimeError):
@@ -44,7 +44,7 @@ def explained(error: BaseException, run_dir: Path) -> str | None:
     """What happened and what to do, for a full disk or memory; None for any other failure.
 
     Args:
-        error: As it left the run.
+        error: The exception that ended the run.
         run_dir: The run's folder.
     """
     chain = list(_chain(error))
@@ -66,7 +66,7 @@ def explained(error: BaseException, run_dir: Path) -> str | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An exception and those it arose from."""
+    """An exception and its causes."""
     link: BaseException | None = error
     while link is not None:
         yield link
@@ -86,7 +86,7 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def _phase(error: BaseException) -> str | None:
-    """The phase in which an exception arose, by the functions on its stack."""
+    """The phase in which an exception was raised, by the functions on its stack."""
     phase: str | None = None
     traceback = error.__traceback__
     while traceback is not None:

@@ -1,4 +1,4 @@
-"""Values out of files that may be broken or hostile; every error names the file and the place."""
+"""Read values from files that may be broken or malicious; errors name the file and the place."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import yaml
 T = TypeVar("T")
 
 CONTROL = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "�")
-"""Control characters other than tab and line feed: SVG and HTML cannot hold them."""
+"""Control characters other than tab and line feed, which SVG and HTML cannot contain."""
 
 
 class PlainLoader(yaml.SafeLoader):
-    """Plain YAML without aliases, which can make a small file expand without end."""
+    """Loads plain YAML without aliases, which can make a small file expand without limit."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Refuse an alias, compose all else."""
+        """Reject an alias; compose any other node."""
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("it holds an alias, and the configuration of a run has none")
         return super().compose_node(parent, index)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
+    """Read a JSON file that contains one object.
 
     Raises:
         ValueError: There is no such file, or it is not one JSON object.
@@ -35,15 +35,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds; errors as above."""
+    """Read a YAML file that contains one mapping; errors as above."""
     return _read(path, lambda content: yaml.load(content, PlainLoader))
 
 
 def of_kind(value: object, kind: type[T], where: str) -> T:
-    """The value, if it is of that kind.
+    """Return the value if it has the given type.
 
     Raises:
-        ValueError: It is another; ``where`` is named.
+        ValueError: It has another type; the message names ``where``.
     """
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{where} is {value!r:.60}, not a {kind.__name__}")
@@ -51,16 +51,16 @@ def of_kind(value: object, kind: type[T], where: str) -> T:
 
 
 def member(record: Mapping[str, Any], key: str, kind: type[T], where: str = "") -> T:
-    """The value of a key that this version writes.
+    """The value of a key in an object of a run's file.
 
     Args:
         record: An object of a run's file.
-        key: What is looked up.
-        kind: What it must be.
-        where: Stands before the key in an error, such as "row 3: ".
+        key: The key to look up.
+        kind: The type that the value must have.
+        where: Text before the key in an error, such as "row 3: ".
 
     Raises:
-        ValueError: The key is missing, or its value is of another kind.
+        ValueError: The key is missing, or its value has another type.
     """
     if key not in record:
         raise ValueError(
@@ -71,7 +71,7 @@ def member(record: Mapping[str, Any], key: str, kind: type[T], where: str = "") 
 
 
 def text(value: object, where: str) -> str:
-    """Text that any of the report's files can hold: control characters become a mark."""
+    """Text that is valid in all of the report's files: control characters are replaced."""
     clean = of_kind(value, str, where).translate(CONTROL)
     return clean.encode("utf-8", "replace").decode()
 
@@ -88,7 +88,7 @@ def amount(value: object, where: str) -> float | None:
     """A number of 0 or more, or None for what was not measured."""
     if value is None:
         return None
-    # By way of text, a huge integer becomes infinite instead of an OverflowError.
+    # Converted via text, a huge integer becomes infinite instead of raising an OverflowError.
     number = float(str(value)) if type(value) is int else of_kind(value, float, where)
     if not 0 <= number < float("inf"):
         raise ValueError(f"{where} is {number}; it must be a finite number from 0, or null")

@@ -1,7 +1,7 @@
-"""Files that are either the old version or the new one, never half of a new one.
+"""Write files atomically: a reader sees the old version or the new one, never a partial one.
 
-The new content goes to a temporary file beside the target, so that both lie on the same file
-system, is flushed to disk, and then takes the target's name in one step.
+The new content is written to a temporary file beside the target, so that both are on the same file
+system. It is flushed to disk and then renamed to the target in one step.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 TEMPORARY = ".tmp"
-"""How the names of all temporary files and folders end; they begin with a dot."""
+"""Suffix of the names of all temporary files and folders; they begin with a dot."""
 
 
 @contextmanager
 def atomic_stream(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A stream whose content takes the place of ``path`` when the block ends without an error.
+    """A stream whose content replaces ``path`` when the block ends without an error.
 
     Args:
         path: The file to create or replace; its parent directories are created.
@@ -37,7 +37,7 @@ def atomic_stream(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{secrets.token_hex(8)}{TEMPORARY}")
     try:
-        # "x" honours the umask, as a plain open does; the tempfile module would make it 0600.
+        # "x" respects the umask, as a plain open does; the tempfile module would make it 0600.
         with temporary.open("xb") as stream:
             yield stream
             stream.flush()
@@ -50,7 +50,7 @@ def atomic_stream(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def write_bytes_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file as a whole, creating its parent directories.
+    """Write a file atomically, creating its parent directories.
 
     Args:
         path: The file to create or replace.
@@ -64,19 +64,19 @@ def write_bytes_atomically(path: str | os.PathLike[str], content: bytes) -> None
 
 
 def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
-    """Write a UTF-8 text file as a whole; line ends stay as they are in ``text``."""
+    """Write a UTF-8 text file atomically; line ends are not changed."""
     write_bytes_atomically(path, text.encode("utf-8"))
 
 
 def write_json_atomically(path: str | os.PathLike[str], value: Any) -> None:
-    """Write a value as indented JSON.
+    """Write a value as indented JSON, atomically.
 
     Args:
         path: The file to create or replace.
-        value: Anything JSON can hold. What was not measured is ``None``, not NaN.
+        value: Any JSON value. Use ``None``, not NaN, for what was not measured.
 
     Raises:
-        ValueError: The value holds NaN or an infinity, which JSON cannot express.
+        ValueError: The value contains NaN or an infinity, which JSON cannot express.
     """
     try:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
@@ -86,7 +86,7 @@ def write_json_atomically(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def _flush_directory(directory: Path) -> None:
-    """Make a rename survive a power cut, where the system lets a directory be opened."""
+    """Flush a directory, so that a rename survives a power cut, if the system supports it."""
     if os.name == "nt":
         return
     descriptor = os.open(directory, os.O_RDONLY)
@@ -97,9 +97,9 @@ def _flush_directory(directory: Path) -> None:
 
 
 def follow_umask(directory: Path) -> None:
-    """Give every file below a directory the mode of one that is opened plainly.
+    """Give every file below a directory the permissions that the umask allows.
 
-    The safetensors library makes its files readable by their owner alone, whatever the umask says:
+    The safetensors library makes its files readable only by their owner, whatever the umask is, so
     a server that runs as another user could not read them.
     """
     probe = directory / TEMPORARY
@@ -112,7 +112,7 @@ def follow_umask(directory: Path) -> None:
 
 
 def flush_tree(directory: Path) -> None:
-    """Put every file below a directory on the disk, so that the directory can be renamed."""
+    """Flush every file below a directory to disk, so that the directory can be renamed."""
     for path in directory.rglob("*"):
         if path.is_file():
             with path.open("rb") as stream:
@@ -121,7 +121,7 @@ def flush_tree(directory: Path) -> None:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Delete what writes that were killed left in a directory and the directories right below."""
+    """Delete temporary files of interrupted writes in a directory and its direct subfolders."""
     for pattern in (f".*{TEMPORARY}", f"*/.*{TEMPORARY}"):
         for path in directory.glob(pattern):
             if path.is_dir():
@@ -131,10 +131,10 @@ def remove_leftovers(directory: Path) -> None:
 
 
 def save_on_any_rank(model: PreTrainedModel, directory: Path) -> None:
-    """Write a model's configuration and weights as transformers reads them.
+    """Write a model's configuration and weights in transformers' format, on any rank.
 
-    ``save_pretrained`` writes nothing on other ranks than the first, without a word; a shared cache
-    is written by whichever process comes first.
+    ``save_pretrained`` silently writes nothing on ranks other than the first, but a shared cache is
+    written by whichever process needs it first.
     """
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(directory)

@@ -1,7 +1,7 @@
-"""JSON read strictly, as Lines or as a list: whatever is not a clean JSON object is an error.
+"""Read JSON Lines or a JSON list strictly: anything but a valid JSON object is an error.
 
 Every error names the file and the line. JSON Lines are read line by line, and a line over the size
-limit is refused before it is read in full. Files may be compressed with gzip or zstandard.
+limit is rejected before it is read in full. Files may be compressed with gzip or zstandard.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_DEPTH = 64
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The objects of a JSON Lines file, each with its place as ``file:line``.
 
-    Lines of white space alone hold no record and are passed over.
+    Lines of only white space are ignored.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -66,13 +66,13 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not compressed as its name says, or is damaged.
+        ValueError: It is not compressed as its name says, or it is damaged.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
         if path.suffix == ".zst":
-            import pyarrow  # takes a moment, and few files need it
+            import pyarrow  # imported here because it is slow and few files need it
 
             with pyarrow.input_stream(str(path), compression="zstd") as compressed:
                 yield cast("BinaryIO", io.BufferedReader(compressed))
@@ -144,11 +144,11 @@ def check_json(value: object, where: str) -> None:
 
     Args:
         value: Strings, finite numbers, true, false, null, lists and mappings with string keys.
-        where: What the errors call it, such as ``train.jsonl:3: field 'meta'``.
+        where: Name of the value in errors, such as ``train.jsonl:3: field 'meta'``.
 
     Raises:
-        ValueError: Another type, a NUL character or half a surrogate pair in a text, a number
-            that is not finite, or nesting deeper than :data:`MAX_DEPTH`.
+        ValueError: The value contains another type, a NUL character or half a surrogate pair in a
+            text, a number that is not finite, or nesting deeper than :data:`MAX_DEPTH`.
     """
     pending: list[tuple[object, int]] = [(value, 1)]
     while pending:

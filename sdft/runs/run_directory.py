@@ -1,4 +1,4 @@
-"""A run's folder: whether a run starts in it, resumes or is refused."""
+"""Decide whether a run starts in its folder, resumes, or is rejected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAMED_CHECKPOINTS = {"last": LAST, "auto": LAST, "previous": PREVIOUS}
 
 
 def named_checkpoint(run_dir: Path, name: str) -> Path:
-    """The file that ``--ckpt_path`` means: a name's, in the run's folder, or the path itself."""
+    """The file that ``--ckpt_path`` names: by a name, in the run's folder, or by its path."""
     file = NAMED_CHECKPOINTS.get(name)
     return Path(name) if file is None else run_dir / "checkpoints" / file
 
@@ -26,15 +26,15 @@ def settle_run(
     rank: int = 0,
     num_ranks: int = 1,
 ) -> str | None:
-    """Decide whether a run starts, resumes or is refused.
+    """Decide whether a run starts or resumes, and prepare its folder.
 
     Args:
         run_dir: The run's folder.
-        ckpt_path: None, ``last``, ``previous`` (what last.ckpt was before), ``auto`` (last, or a
-            new run where there is none), or a file.
-        overwrite: Delete a used folder.
-        rank: Of several processes; the folder is the first one's business.
-        num_ranks: How many processes share the verification of a checkpoint in shards.
+        ckpt_path: None, ``last``, ``previous`` (the one before last.ckpt), ``auto`` (last, or a new
+            run if there is none), or a file.
+        overwrite: Whether to delete a used folder.
+        rank: Rank of this process; only the first one changes the folder.
+        num_ranks: Number of processes that share the verification of a sharded checkpoint.
 
     Returns:
         The checkpoint to resume from, or None to start from the beginning.
@@ -59,7 +59,7 @@ def settle_run(
 
 
 def _clear(run_dir: Path, overwrite: bool) -> None:
-    """Make room for a new run."""
+    """Delete a used folder if ``overwrite`` is set, or raise an error."""
     if not run_dir.is_dir() or not any(run_dir.iterdir()):
         return
     if not overwrite:
@@ -73,7 +73,7 @@ def _clear(run_dir: Path, overwrite: bool) -> None:
 
 
 def _check_startable(run_dir: Path, name: str, checkpoint: Path) -> None:
-    """Require that a run without the checkpoint asked for may start from the beginning."""
+    """Require that a run may start from the beginning if the named checkpoint does not exist."""
     others = sorted((run_dir / "checkpoints").glob("*.ckpt"))
     if others:
         raise ResumeError(

@@ -1,7 +1,7 @@
-"""Which options a resumed run must share with its checkpoint.
+"""Compare the options of a resumed run with those of its checkpoint.
 
-A run resumed with another batch size or another order of tasks is neither the old run nor a
-new one. Options that only say where, how fast, or how much is logged may change.
+A run resumed with another batch size or another order of tasks would be neither the old run nor a
+new one. Options that only affect where and how fast it runs, or what it logs, may change.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 Settings = dict[str, Any]  # option name -> plain JSON value
 
-# The trainer's options that move weights; its others say where and how fast.
+# The trainer's options that change the weights; its others only affect where and how fast it runs.
 TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm")
 # Memory, speed and logging. A task's rows are compared by content instead of by path.
 HARMLESS = {
@@ -25,7 +25,7 @@ HARMLESS = {
 
 
 def run_settings(config: Mapping[str, Any]) -> Settings:
-    """The options of a resolved configuration that alter a run.
+    """The options of a resolved configuration that affect a run's result.
 
     Args:
         config: The ``fit`` configuration as nested plain values.
@@ -42,13 +42,13 @@ def run_settings(config: Mapping[str, Any]) -> Settings:
 
 
 def differences(held: Any, asked: Any, name: str = "") -> list[str]:
-    """What differs between a checkpoint's settings and those asked for, a line each.
+    """The differences between a checkpoint's settings and the configuration's, one line each.
 
     Args:
-        held: The checkpoint's settings, or a value within.
-        asked: The configuration's.
-        name: Where the value stands; empty for the settings as a whole, of which options that
-            only one side knows are left out, since versions of the code come and go.
+        held: The checkpoint's settings, or a value in them.
+        asked: The configuration's settings, or the value in them.
+        name: Name of the value; empty for all settings, of which options that only one side has
+            are ignored, since another version of the code may have written them.
     """
     if isinstance(held, Mapping) and isinstance(asked, Mapping):
         names = list({**held, **asked}) if name else [key for key in asked if key in held]
@@ -73,7 +73,7 @@ def _is_list(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A value as it is shown: of a list of tasks the names alone."""
+    """A value as it is printed; a list of tasks is reduced to their names."""
     if _is_list(value) and all(isinstance(entry, Mapping) and "name" in entry for entry in value):
         return [entry["name"] for entry in value]
     return list(value) if _is_list(value) else value

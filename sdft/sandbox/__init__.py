@@ -1,1 +1,1 @@
-"""Running code that a model wrote."""
+"""Run code that a model wrote, isolated from the rest of the system."""

@@ -1,16 +1,16 @@
-"""Locks this process in, then runs the Python code it reads from standard input.
+"""Isolate this process, then run the Python code it reads from standard input.
 
-Run as a script by :mod:`sdft.sandbox.sandbox`, by an isolated interpreter; nothing but the standard
-library is imported. The order is the point: limits, then Landlock for files, then a seccomp filter
-for system calls, and only then the code is read. Whatever fails on the way is reported, and the
-code is not run.
+:mod:`sdft.sandbox.sandbox` runs this file as a script in an isolated interpreter; it imports only
+the standard library. The order matters: resource limits are set first, then Landlock for files,
+then a seccomp filter for system calls, and only then is the code read. If any step fails, the
+failure is reported and the code is not run.
 
-Why not bubblewrap: it is one more program to install, it needs user namespaces, which containers
-often forbid, and namespaces alone isolate less. Measured with bubblewrap 0.8 run as root, every
-namespace unshared and the same resource limits: files, network and signals outside are out of
-reach, but the code forks, executes programs and starts threads without end, so the six tests of
-processes in ``tests/sandbox`` fail. The seccomp filter that bubblewrap takes against this would be
-the one written here.
+Why not bubblewrap: it would be one more program to install, it needs user namespaces, which
+containers often forbid, and namespaces alone isolate less. With bubblewrap 0.8, run as root with
+every namespace unshared and the same resource limits, the code could not reach files, network or
+signals outside, but could fork, execute programs and start threads without limit, so the six tests
+of processes in ``tests/sandbox`` failed. To prevent this, bubblewrap would need the same seccomp
+filter.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import sys
 from collections.abc import Iterable
 from types import ModuleType
 
-# linux/landlock.h. Rights to files beneath a folder; what a rule does not give is refused.
+# linux/landlock.h. Rights to files below a folder; anything that no rule allows is refused.
 _READ = 1 << 2 | 1 << 3  # files, folders' listings
 _READ_FILE = 1 << 2
 _WRITE_FILE = 1 << 1 | 1 << 14  # and truncate
@@ -68,7 +68,7 @@ _ALLOWED = {
     "renameat": 264, "readlinkat": 267, "faccessat": 269, "pselect6": 270, "ppoll": 271,
     "dup3": 292, "renameat2": 316, "getrandom": 318, "statx": 332, "faccessat2": 439,
 }  # fmt: skip
-# Allowed for some values of the second argument alone: others send signals or control devices.
+# Allowed only for some values of the second argument: others send signals or control devices.
 _ALLOWED_COMMANDS = {
     16: (0x5401, 0x5413, 0x5421, 0x5450, 0x5451),  # ioctl: is a terminal, its size, flags
     72: (0, 1, 2, 3, 4, 5, 6, 7, 1030),  # fcntl: duplicate, flags, locks
@@ -80,12 +80,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main(folder: str, limits: str, report: str, finished: str) -> None:
-    """Lock in, run the code of standard input, and leave.
+    """Isolate the process, run the code from standard input, and exit.
 
     Args:
-        folder: The only place to write to.
+        folder: The only folder that can be written to.
         limits: JSON, name of a resource -> its limit, such as ``{"RLIMIT_CPU": 10}``.
-        report: Descriptor that gets ``limits`` back once all is locked, or else what went wrong.
+        report: Descriptor to write ``limits`` to once the process is isolated, or else the error.
         finished: Exit status of code that ran to its end.
     """
     descriptor = int(report)
@@ -107,22 +107,22 @@ def main(folder: str, limits: str, report: str, finished: str) -> None:
 
 
 def give_up_privileges() -> None:
-    """Never gain rights through a program file, and die with the process that waits for us."""
+    """Give up gaining rights through program files, and die with the parent process."""
     _control(_SET_NO_NEW_PRIVILEGES, 1)
     _control(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 def limit_resources(limits: dict[str, int]) -> None:
-    """Set limits for good: raising them again takes a system call that is refused."""
+    """Set resource limits; they cannot be raised later, as the filter refuses that system call."""
     for name, value in limits.items():
         resource.setrlimit(vars(resource)[name], (value, value))
 
 
 def confine_files(folder: str) -> None:
-    """Let the process read Python and its libraries, and write flat files into one folder.
+    """Let the process read Python and its libraries, and write files only in one folder.
 
     Raises:
-        OSError: The kernel has no Landlock, or too old a one.
+        OSError: The kernel has no Landlock, or its version is too old.
     """
     version = _libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(1))
     if version < _LANDLOCK_VERSION:
@@ -139,10 +139,10 @@ def confine_files(folder: str) -> None:
 
 
 def install_filter(program: list[Instruction]) -> None:
-    """Send every later system call of this process through a seccomp filter.
+    """Apply a seccomp filter to every later system call of this process.
 
     Raises:
-        OSError: The kernel has no filters, or this is no x86-64 process.
+        OSError: The kernel has no seccomp filters, or this is not an x86-64 process.
     """
     if platform.machine() != "x86_64" or sys.maxsize < 2**32:
         raise OSError(f"the filter is written for x86-64, not for {platform.machine()}")

@@ -1,18 +1,17 @@
-"""Runs Python code that a model wrote, where it can do no harm.
+"""Run Python code that a model wrote, isolated from the rest of the system.
 
-The code runs in a process of its own that has locked itself in before it reads the code
-(:mod:`sdft.sandbox.jail`). Linux on x86-64 with Landlock version 3 (6.2 and newer) is needed,
-but no rights of an administrator; where anything of it is missing, nothing is run.
+The code runs in a separate process that isolates itself before it reads the code
+(:mod:`sdft.sandbox.jail`). This needs Linux on x86-64 with Landlock version 3 (6.2 and newer), but
+no administrator rights. If anything is missing, the code is not run.
 
-Promised: no network and no other process, thread or signal, since the kernel refuses every system
-call outside of a short list; files are read beneath Python's libraries alone, and written into one
-empty folder alone, which is deleted; the environment is empty; time, memory, output, open files and
+Guaranteed: no network and no other process, thread or signal, since the kernel refuses every system
+call outside a short list; files can only be read below Python's libraries, and only be written in
+one empty folder, which is deleted; the environment is empty; time, memory, output, open files and
 files written are limited.
 
-Not promised: protection from bugs of the kernel; that the code cannot learn of a file whether it
-exists, its size and its times; that checks appended to the code ran honestly, for the code may
-change whatever lies in its own process. There are no sub-folders, threads, asyncio or installed
-packages.
+Not guaranteed: protection from kernel bugs; that the code cannot find out whether a file exists,
+its size and its times; that checks appended to the code run as written, since the code may change
+anything in its own process. There are no subfolders, threads, asyncio or installed packages.
 """
 
 from __future__ import annotations
@@ -35,22 +34,21 @@ MAX_FILE_BYTES = 4 * 2**20
 MAX_OPEN_FILES = 32
 _FINISHED = 111  # exit status of code that ran to its end, so that an early exit(0) is not one
 _JAIL = Path(__file__).with_name("jail.py")
-_TICK = 0.01  # seconds between looks at the process and its folder
+_TICK = 0.01  # seconds between checks of the process and its folder
 
 
 class SandboxUnavailable(RuntimeError):
-    """This system cannot isolate the code, so that it was not run."""
+    """This system cannot isolate the code, so it was not run."""
 
 
 @dataclass(frozen=True)
 class SandboxResult:
-    """What became of the code.
+    """The result of running some code.
 
     Args:
-        ok: Whether it ran to its last line; a program that left early, with whatever status, did
-            not.
-        stdout: What it printed, at most :data:`MAX_FILE_BYTES`.
-        stderr: The same of standard error.
+        ok: Whether it ran to its last line; False if it exited earlier, with any status.
+        stdout: Its standard output, at most :data:`MAX_FILE_BYTES`.
+        stderr: Its standard error, at most as long.
         reason: Why it did not run to its end; None if it did.
     """
 
@@ -61,16 +59,16 @@ class SandboxResult:
 
 
 def run_python(code: str, *, seconds: float = 10.0, memory_mb: int = 512) -> SandboxResult:
-    """Run code as ``__main__`` of an isolated interpreter with the standard library alone.
+    """Run code as ``__main__`` of an isolated interpreter with only the standard library.
 
     Args:
-        code: Any text; what is not Python is an error in the result.
-        seconds: Wall-clock time it may take.
-        memory_mb: Address space it may use, the interpreter's about 20 MiB among it.
+        code: Any text; if it is not valid Python, the result contains the error.
+        seconds: Limit of wall-clock time.
+        memory_mb: Limit of address space in MiB, including about 20 MiB for the interpreter.
 
     Raises:
-        SandboxUnavailable: This system lacks what isolates the code, so it was not run.
-        ValueError: A limit is not usable.
+        SandboxUnavailable: This system cannot isolate the code, so it was not run.
+        ValueError: A limit is out of range.
     """
     if not 0 < seconds < math.inf:
         raise ValueError(f"seconds is {seconds}; give a positive number")
@@ -115,7 +113,7 @@ def _limits(seconds: float, memory_mb: int) -> str:
 def _start(
     folder: str, streams: tuple[IO[bytes], IO[bytes], IO[bytes]], limits: str
 ) -> subprocess.Popen[bytes]:
-    """The process, locked in; it reads the code only then."""
+    """Start the process and wait until it is isolated; it reads the code only then."""
     reader, writer = os.pipe()
     arguments = (folder, limits, str(writer), str(_FINISHED))
     with open(reader, "rb") as report:
@@ -149,7 +147,7 @@ def _refusal(what: str) -> str:
 
 
 def _watch(process: subprocess.Popen[bytes], folder: Path, seconds: float) -> str | None:
-    """Wait for the end; why it must be brought about, or None if it came by itself."""
+    """Wait for the process to end; return why it must be killed, or None if it ended by itself."""
     deadline = time.monotonic() + seconds
     while process.poll() is None:
         if time.monotonic() > deadline:
