@@ -1,4 +1,4 @@
-"""Observers of a run: what it keeps, what it can do, what it costs, what it leaves behind."""
+"""Callbacks: they measure retention, capabilities and cost, and write checkpoints and exports."""
 
 from callbacks.answer_log import AnswerLog
 from callbacks.capability_tracker import CapabilityTracker

@@ -1,4 +1,4 @@
-"""What was answered in each evaluation, and what else it says."""
+"""A file of the answers in each evaluation, with further measures of them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class AnswerLog(L.Callback):
     """Writes every answer of an evaluation with its score, and further measures of all answers.
 
     ``answers/stage-<k>.jsonl`` has the validation rows' answers after k stages,
-    ``answers/test.jsonl`` those of the test rows; where a thought or a stop string is no part of
-    the answer, the whole completion too. The ``.json`` beside each has the measures that
-    the accuracy matrix has no room for: macro-F1 of labels, exact match, contains and token F1 of
+    ``answers/test.jsonl`` those of the test rows. Where a thought or a stop string is not part of
+    the answer, a row has the whole completion too. The ``.json`` beside each has the measures that
+    the accuracy matrix does not hold: macro-F1 of labels, exact match, contains and token F1 of
     short facts, ToolAlpaca's published rule, the intents and slots of SNIPS, a judge's other rule.
     """
 
@@ -40,18 +40,18 @@ class AnswerLog(L.Callback):
         batch: EvaluationBatch,
         *_: Any,
     ) -> None:
-        """Keep the batch's answers."""
+        """Collect the batch's answers."""
         found = (outputs["answers"], outputs["scores"], outputs["texts"])
         self._answered.append((batch.task, batch.rows, *found))
 
     on_test_batch_end = on_validation_batch_end
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write those of the validation rows."""
+        """Write the answers to the validation rows."""
         self._write(trainer, f"stage-{trainer.datamodule.num_stages_done}")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write those of the test rows."""
+        """Write the answers to the test rows."""
         self._write(trainer, "test")
 
     def _write(self, trainer: L.Trainer, name: str) -> None:

@@ -1,4 +1,4 @@
-"""What a model could do before it was trained, and whether it still can."""
+"""Prior capabilities: general benchmarks before training and after each stage."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class CapabilityTracker(StageRecorder):
     They run through lm-evaluation-harness (``requirements-evaluation.txt``) on the weights in
     memory. The rows go to ``capabilities.json`` and to TensorBoard, where x is the number of
     stages done; checkpoints hold them, so a resumed run continues from them. Random states and
-    modes stay as they were, so a run with and one without it train the same weights. With several
-    processes each of them measures everything.
+    modes are restored, so that a run trains the same weights with and without it. With several
+    processes, each of them measures everything.
 
     Args:
         suites: Any of hellaswag, truthfulqa_mc1, mmlu, ifeval, winogrande, humaneval, arc_easy and
@@ -35,7 +35,7 @@ class CapabilityTracker(StageRecorder):
         batch_size: Requests read or answered at a time.
         max_generated_tokens: Longest answer where a suite allows longer ones (IFEval 1280); null
             leaves it to the suite.
-        every_stage: Measure after each stage; off, before training and after the last stage alone.
+        every_stage: Measure after each stage; off: only before training and after the last stage.
         run_code: Let humaneval run functions that the model wrote, in a sandbox without network.
 
     Raises:
@@ -84,7 +84,7 @@ class CapabilityTracker(StageRecorder):
         return capability_record(self.suites, self.source, self.num_rows, rows)
 
     def scalars(self, module: Any, rows: Sequence[Any]) -> dict[str, float]:
-        """The last row's scores and their mean."""
+        """The scores of the last row, and their mean."""
         scores = {**rows[-1]["scores"], "average": rows[-1]["average"]}
         return {f"capability/{name}": value for name, value in scores.items()}
 

@@ -15,17 +15,17 @@ from sdft.evaluation.cost import plus
 from sdft.runs.files import write_json_atomically
 from sdft.types import DemonstrationBatch
 
-SFT = "sft"  # what SFT on the same rows would cost; everything else is spent
+SFT = "sft"  # what SFT on the same rows would cost; all others are spent
 
 
 class CostTracker(L.Callback):
-    """Logs each step's seconds by phase and its FLOPs; writes the run's to ``cost.json``.
+    """Logs each step's seconds by phase and its FLOPs; writes their sums to ``cost.json``.
 
     FLOPs are those of the passes that the method reports, and are compared with those of SFT on the
-    stage's own rows; what a model of an unknown architecture takes is null. Checkpoints hold the
+    stage's own rows; those of an unknown architecture are null. Checkpoints hold the
     sums, so a resumed run continues them; what a killed run did after its last checkpoint is not
-    in them. Seconds and FLOPs are those of this process; the peak of memory is that of the process
-    which wrote the file.
+    included. Seconds and FLOPs are those of this process; the memory peak is that of the process
+    that wrote the file.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class CostTracker(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any
     ) -> None:
-        """Add what the stage's start took, before its first step."""
+        """Add the cost of the stage's start, before its first step."""
         if pl_module.at_stage_start():
             self._add(pl_module, pl_module.passes.flops)
 
@@ -99,7 +99,7 @@ class CostTracker(L.Callback):
 def sft_flops(module: Any, batch: DemonstrationBatch) -> float | None:
     """FLOPs of imitating the batch's rows of the stage's own task; None for an unknown model.
 
-    Replayed rows and rows of a prompt alone are nothing that SFT would read.
+    Replayed rows and rows without a demonstration do not count: SFT would not read them.
     """
     shape = module.passes.shape_of(module.student)
     if shape is None:
@@ -125,7 +125,7 @@ def flops_vs_sft(flops: Mapping[str, float | None]) -> float | None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: what CUDA has allocated at most, or the process has held resident at most."""
+    """Peak memory in bytes: allocated by CUDA, or resident in the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""How far the student moves from the base model, and how it answers, stage by stage."""
+"""Drift from the base model, entropy and length of the student's samples, stage by stage."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class DriftTracker(StageRecorder):
     """Samples from the student before training and after each stage, on fixed prompts.
 
     The prompts are every task's first validation rows; the noise is the same at every stage.
-    Results go to ``drift.json`` and to TensorBoard, where x is the number of stages done. Where all
-    weights are trained this holds a frozen copy of the base model; where adapters are, the base is
-    the backbone with its adapters off.
+    Results go to ``drift.json`` and to TensorBoard, where x is the number of stages done. When all
+    weights are trained, the callback holds a frozen copy of the base model; with adapters, the base
+    is the backbone with its adapters off.
 
     Args:
-        num_prompts: Prompts of each task; 0 for off, without a copy.
+        num_prompts: Prompts of each task; 0 turns the callback off, and nothing is copied.
 
     Raises:
         ValueError: ``num_prompts`` is negative.
@@ -51,7 +51,7 @@ class DriftTracker(StageRecorder):
         self._base: Teacher | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Hold on to the base model, before any training and before a checkpoint is read."""
+        """Keep the base model, before any training and before a checkpoint is read."""
         if self.num_prompts and self._base is None:
             self._base = make_teacher(pl_module.student, {"kind": "base"})
 

@@ -1,4 +1,4 @@
-"""Every stage's student as a plain transformers directory."""
+"""Exports each stage's student as a plain transformers directory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class StageExport(L.Callback):
 
     The directory holds safetensors weights, configuration and tokenizer, for
     ``AutoModelForCausalLM.from_pretrained`` and pipelines. Where adapters were trained, they are
-    folded into these weights, and lie by themselves in the folder ``adapter``, as peft reads them.
+    merged into these weights, and also saved by themselves in the folder ``adapter`` for peft.
 
     Args:
         enabled: Write the exports; off saves the disk space of one model per stage.
@@ -28,7 +28,7 @@ class StageExport(L.Callback):
         self.card = card
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the student, all of it or nothing."""
+        """Write the student; an interrupted export leaves nothing behind."""
         plan, stage = trainer.datamodule.plan, trainer.datamodule.stage
         if not self.enabled or trainer.global_step != plan.first_step(stage + 1):
             return
@@ -39,11 +39,11 @@ class StageExport(L.Callback):
         save_adapters(pl_module.student, pl_module.model_name, adapter, trainer.global_rank)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the cards anew: retention has a new row."""
+        """Rewrite the cards: retention has a new row."""
         self._write_cards(trainer)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the cards anew: retention has the accuracies on test rows."""
+        """Rewrite the cards: retention has the accuracies on test rows."""
         self._write_cards(trainer)
 
     def _write_cards(self, trainer: L.Trainer) -> None:

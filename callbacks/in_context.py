@@ -1,4 +1,4 @@
-"""The in-context check (section 3.2): is the teacher better than the student it is to teach?"""
+"""The in-context check (section 3.2): is the teacher more accurate than the student?"""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DEFINITIONS = {
 
 @runtime_checkable
 class SelfTaught(Protocol):
-    """What the check reads of a module; others are not checked."""
+    """What the check needs of a module; other modules are not checked."""
 
     teacher: Teacher
     teacher_head: VocabularyHead
@@ -42,14 +42,14 @@ class InContextCheck(StageRecorder):
     """Compares teacher and student on the coming stage's task before it is trained.
 
     The rows are the task's first training rows, with the prompts that training will use; the
-    stage has not seen them yet. Both answer greedily. A warning says so when the teacher is not
-    better: self-distillation has nothing to pass on then. Results go to ``in_context.json``, to
+    stage has not seen them yet. Both answer greedily. If the teacher is not better,
+    a warning says that self-distillation will not help. Results go to ``in_context.json``, to
     TensorBoard (x is the number of stages done) and to the terminal. ``validate`` checks every
-    task, to the terminal alone. Weights, modes and random state stay as they are. Methods without
+    task, to the terminal alone. Weights, modes and random state do not change. Methods without
     a teacher are not checked.
 
     Args:
-        num_rows: Rows asked at most; 0 for off.
+        num_rows: Largest number of rows to ask; 0 turns the check off.
 
     Raises:
         ValueError: ``num_rows`` is negative.
@@ -66,7 +66,7 @@ class InContextCheck(StageRecorder):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any
     ) -> None:
-        """Before a stage's first step, when the teacher has what it starts from."""
+        """Check before a stage's first step, once the teacher has its initial weights."""
         data, stage = trainer.datamodule, trainer.datamodule.stage
         if not self._checks(pl_module) or trainer.global_step != data.plan.first_step(stage):
             return
@@ -83,7 +83,7 @@ class InContextCheck(StageRecorder):
         return {f"in_context/{name}": rows[-1][name] for name in DEFINITIONS}
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Outside of a sequence: every task."""
+        """Check every task, outside of a sequence."""
         outside = trainer.datamodule.num_stages_done is None
         if self._checks(pl_module) and outside and trainer.state.fn == TrainerFn.VALIDATING:
             for task in trainer.datamodule.tasks:
@@ -138,7 +138,7 @@ def _accuracy(
 
 
 def in_words(found: dict[str, Any]) -> str:
-    """One line of a check."""
+    """The result of a check in one line."""
     return (
         f"In-context check of {found['task']} ({found['num_rows']} rows): student "
         f"{found['student_accuracy']:.0%} correct, teacher with demonstration "
@@ -148,7 +148,7 @@ def in_words(found: dict[str, Any]) -> str:
 
 
 def advice(found: dict[str, Any]) -> str | None:
-    """What a teacher that is not better means; None of one that is."""
+    """A warning if the teacher is not better than the student; else None."""
     if found["teacher_accuracy"] > found["student_accuracy"]:
         return None
     return (

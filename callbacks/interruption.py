@@ -1,4 +1,4 @@
-"""An orderly end on a signal: finish the step, save, say how to resume."""
+"""Ends a run on a signal: finishes the step, saves, and says how to resume."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from lightning.pytorch.callbacks import Checkpoint
 from callbacks.stage_checkpoint import StageCheckpoint, at_stage_end
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
-REQUEUEING = signal.SIGUSR1  # sent by SLURM shortly before a job's time is over
+REQUEUEING = signal.SIGUSR1  # sent by SLURM shortly before a job's time limit
 
 
 class StopOnSignal(Checkpoint):
     """Ends a run on SIGTERM, SIGINT or, in a SLURM job, SIGUSR1, which also requeues the job.
 
-    The optimizer step in progress is finished and saved; an evaluation is given up, since it
+    The optimizer step in progress is finished and saved; an evaluation is abandoned, since it
     changes nothing that a checkpoint holds. The exit code is 128 plus the signal's number: 143,
-    130 or 138. A second signal takes its usual course.
+    130 or 138. A second signal has its usual effect.
 
     Args:
         checkpoint: Writes the checkpoint; None where checkpoints are turned off.
@@ -36,7 +36,7 @@ class StopOnSignal(Checkpoint):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Note signals while the block runs, instead of dying of them."""
+        """Record signals while the block runs, instead of ending the process."""
         before = {number: signal.getsignal(number) for number in self._signals()}
         self._listen()
         try:
@@ -46,26 +46,26 @@ class StopOnSignal(Checkpoint):
                 signal.signal(number, handler)
 
     def on_train_start(self, *_: Any) -> None:
-        """Take the place of Lightning's handlers, which end a run without saving, with code 0."""
+        """Replace Lightning's handlers, which end a run without saving, with exit code 0."""
         if self.received is None:
             self._listen()
 
     on_validation_start = on_test_start = on_train_start
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Save and leave; the stage's last step is left to its end."""
+        """Save and stop, unless this is the stage's last step: its end saves it."""
         if self._on_any_rank(trainer) and not at_stage_end(trainer):
             if self.checkpoint is not None:
                 self.checkpoint.save(trainer)
             self._leave(trainer)
 
     def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Leave behind the stage, which has just been saved."""
+        """Stop after the stage, which has just been saved."""
         if self._on_any_rank(trainer):
             self._leave(trainer)
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Leave; a resumed run evaluates again."""
+        """Stop; a resumed run evaluates again."""
         if self._on_any_rank(trainer):
             self._leave(trainer)
 
@@ -89,7 +89,7 @@ class StopOnSignal(Checkpoint):
         return trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
 
     def _leave(self, trainer: L.Trainer) -> None:
-        received = self.received or signal.SIGTERM  # it may have reached another rank alone
+        received = self.received or signal.SIGTERM  # it may have reached only another rank
         if trainer.is_global_zero:
             saved = "the same command with --ckpt_path last resumes from here"
             sys.stderr.write(

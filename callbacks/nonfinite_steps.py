@@ -12,13 +12,13 @@ from sdft.types import DemonstrationBatch
 
 
 class SkippedSteps(L.Callback):
-    """Counts the steps that a loss or gradient of NaN or infinity cost, and saves their batches.
+    """Counts the steps skipped for a NaN or infinite loss or gradient, and saves their batches.
 
-    Each goes to ``skipped/step-<n>.json`` in the run's folder: rows, completions and the loss.
+    Each is written to ``skipped/step-<n>.json`` in the run's folder: rows, completions, loss.
     Checkpoints hold the counts.
 
     Args:
-        max_in_a_row: Skipped steps in a row that end the run.
+        max_in_a_row: Number of consecutive skipped steps that ends the run.
 
     Raises:
         ValueError: ``max_in_a_row`` is below 1.

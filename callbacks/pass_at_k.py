@@ -1,4 +1,4 @@
-"""How often one of k sampled answers is right."""
+"""Estimates pass@k: the chance that one of k sampled answers is right."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class PassAtK(L.Callback):
 
     It runs after the test rows were answered greedily: at the end of ``fit``, or with ``test``.
     An answer counts as right when its score is 1. The result goes to ``pass_at_k.json``, with
-    every row's number of right answers. Each sample depends on the seed, its number,
-    the row and the weights alone.
+    every row's number of right answers. Each sample depends only on the seed, its number,
+    the row and the weights.
 
     Args:
         num_samples: Answers drawn for each row, n; k goes up to it in powers of two.
-        temperature: Of the samples.
-        top_p: Of the samples.
-        num_rows: Rows of each task, the first ones (of each process's share); null for all.
+        temperature: Sampling temperature.
+        top_p: Nucleus probability of the samples.
+        num_rows: Rows of each task, the first ones (of each process's shard); null for all.
         batch_size: Answers drawn at a time.
 
     Raises:

@@ -16,7 +16,7 @@ from sdft.types import DemonstrationBatch
 
 @runtime_checkable
 class SelfDistilled(Protocol):
-    """What is read of a module; of one without these nothing is measured."""
+    """What the callback reads of a module; modules without these are not measured."""
 
     teacher: Teacher
     sampling: SamplingSettings
@@ -27,7 +27,7 @@ class OpeningRates(L.Callback):
     """Logs how often completions begin with a watched phrase.
 
     ``train/preamble_rate_student`` is measured on every step's rollouts,
-    ``train/preamble_rate_teacher`` on a few tokens that the teacher samples now and then. The
+    ``train/preamble_rate_teacher`` on a few tokens that the teacher samples at intervals. The
     phrases are those of :data:`~sdft.loss.preambles.WATCHED_PREAMBLES` and those whose
     loss is masked.
 

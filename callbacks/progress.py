@@ -10,10 +10,10 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
 
 class StageProgressBar(TQDMProgressBar):
-    """Lightning's bar, headed by stage and task; evaluation shows the task it scores."""
+    """Lightning's bar, labelled with stage and task; in evaluation, with the task being scored."""
 
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        """Head the bar with stage and task."""
+        """Label the bar with stage and task."""
         super().on_train_epoch_start(trainer)
         plan, stage = trainer.datamodule.plan, trainer.datamodule.stage
         self.train_progress_bar.set_description(
@@ -23,12 +23,12 @@ class StageProgressBar(TQDMProgressBar):
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, *args: Any
     ) -> None:
-        """Head the bar with the task being scored."""
+        """Label the bar with the task being scored."""
         super().on_validation_batch_start(trainer, pl_module, batch, *args)
         self.val_progress_bar.set_description(f"Evaluating {batch.task}")
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """Drop the version number, which says nothing here."""
+        """Drop the version number, which is of no use here."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics

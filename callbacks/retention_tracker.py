@@ -1,4 +1,4 @@
-"""Watches what is kept and what is forgotten while a sequence of tasks is learned."""
+"""Records the accuracy matrix of a sequence of tasks, and the metrics of retention."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class RetentionTracker(StageRecorder):
     rows go to ``retention.json`` and ``retention.png`` in the trainer's ``default_root_dir`` and
     to the run's loggers; in TensorBoard x is the number of stages done. Test accuracies join
     ``retention.json``. Checkpoints hold the rows: a resumed run continues from them, never from
-    the files. Evaluations outside a sequence are left alone: they cannot overwrite a run's results.
+    the files. Evaluations outside a sequence are ignored: they cannot overwrite a run's results.
     """
 
     file = "retention.json"
@@ -71,7 +71,7 @@ class RetentionTracker(StageRecorder):
         self.test = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Check that there is a sequence to watch (``stage`` is Lightning's: fit, validate, …)."""
+        """Check that there is a sequence to record (``stage`` is Lightning's: fit, validate, …)."""
         if not isinstance(trainer.datamodule, SequencedData):
             raise TypeError(
                 "RetentionTracker needs a data module with plan and num_stages_done, such as "
@@ -110,7 +110,7 @@ class RetentionTracker(StageRecorder):
             write_json_atomically(_json_path(trainer), self.record(pl_module, self.rows))
 
     def table(self) -> str:
-        """The accuracy matrix as text, with the test rows once they were scored."""
+        """The accuracy matrix as text, with the test rows once they have been scored."""
         return format_matrix(self._tasks, self.rows, self.test)
 
     def _published(self, trainer: L.Trainer, prefix: str) -> dict[str, float | None]:
@@ -128,7 +128,7 @@ class RetentionTracker(StageRecorder):
         return retention_record(module.method_name, module.model_name, self._tasks, rows, self.test)
 
     def scalars(self, module: NamedMethod, rows: Sequence[StageRow]) -> dict[str, float]:
-        """The last row and what follows from it; nothing where nothing was measured."""
+        """The last row and the metrics derived from it; nothing where nothing was measured."""
         record = self.record(module, rows)
         scalars = {
             **{f"accuracy/{task}": value for task, value in rows[-1]["accuracy"].items()},
@@ -153,7 +153,7 @@ class RetentionTracker(StageRecorder):
                 self._write_layout(logger)
 
     def _write_layout(self, logger: TensorBoardLogger) -> None:
-        """Once for a log directory: charts that overlay all tasks."""
+        """Write charts that overlay all tasks, once per log directory."""
         if logger.log_dir in self._log_dirs_with_layout:
             return
         self._log_dirs_with_layout.add(logger.log_dir)

@@ -1,4 +1,4 @@
-"""What the student wrote, as text in the run's loggers."""
+"""Logs rollouts as text to the run's loggers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What callbacks write to the run's loggers besides the scalars that a module logs by itself.
+"""Writes to the run's loggers what callbacks measure: scalars, figures and texts.
 
 Scalars go to every logger. Figures and texts go to TensorBoard, MLflow, and loggers with
 Lightning's ``log_image`` and ``log_text``, such as Weights & Biases and ``TrackioLogger``.
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 def log_stage(
     trainer: L.Trainer, scalars: Mapping[str, float], num_stages_done: int, global_step: int
 ) -> None:
-    """Log what is measured once a stage.
+    """Log scalars that are measured once per stage.
 
     In TensorBoard x is the number of stages done. Other loggers have one x for everything, the
     optimizer steps taken, and ``stages_done`` beside the scalars.
@@ -35,7 +35,7 @@ def log_stage(
 def log_figure(
     trainer: L.Trainer, tag: str, figure: Figure, num_stages_done: int, global_step: int
 ) -> None:
-    """Log a figure of a stage, where a logger takes figures."""
+    """Log a figure of a stage to each logger that takes figures."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_figure(tag, figure, num_stages_done, close=False)
@@ -49,7 +49,7 @@ def log_figure(
 def log_table(
     trainer: L.Trainer, tag: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> None:
-    """Log rows of text, where a logger takes text, at the current optimizer step."""
+    """Log rows of text to each logger that takes text, at the current optimizer step."""
     lines = [list(columns), ["---"] * len(columns), *(map(_cell, row) for row in rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     for logger in trainer.loggers:

@@ -1,4 +1,4 @@
-"""Checkpoints with one file per rank, which a kill at any instant leaves readable."""
+"""Checkpoints with one file per rank, which stay readable if a run is killed at any time."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ SLOTS = (".last-a", ".last-b")
 
 
 def save_in_shards(trainer: L.Trainer, last: Path, kept: Path | None) -> None:
-    """Write a checkpoint folder and let the link ``last`` name it; called on every rank.
+    """Write a checkpoint folder and point the link ``last`` to it; called on every rank.
 
-    A folder cannot be replaced in one step, a link can: what ``last`` names is never written into.
+    A link can be replaced in one step, a folder cannot, so the folder that ``last`` points to is
+    never written into.
 
     Args:
         trainer: Its strategy writes folders.
@@ -40,7 +41,7 @@ def save_in_shards(trainer: L.Trainer, last: Path, kept: Path | None) -> None:
 
 
 def _link_folder(source: Path, target: Path) -> None:
-    """The same files under another name."""
+    """Hard-link the same files under another name."""
     partial = target.with_name(f".{target.name}.partial")
     for left_over in (partial, target):
         shutil.rmtree(left_over, ignore_errors=True)

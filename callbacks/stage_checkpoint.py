@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any instant."""
+"""Checkpoints that stay readable if a run is killed at any time."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its target, flushes it to disk, then moves it there.
 
     Lightning's own writing is atomic only where the temporary folder and the checkpoint share
-    a file system, elsewhere a kill destroys the previous good file; and it holds the whole file
-    in memory first. What is read is verified first.
+    a file system; elsewhere, a kill destroys the previous good file. It also builds the whole file
+    in memory first. Checksums are verified before a checkpoint is read.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        """Write ``checkpoint`` to ``path``, all of it or nothing."""
+        """Write ``checkpoint`` to ``path`` in whole or not at all."""
         write_checkpoint(checkpoint, path)
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
-        """Read a checkpoint whose checksums hold."""
+        """Read a checkpoint after verifying its checksums."""
         check_whole(Path(path))
         return super().load_checkpoint(path, *args, **kwargs)
 
@@ -46,14 +46,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class StageCheckpoint(Checkpoint):
     """Keeps ``checkpoints/last.ckpt`` current and one checkpoint per finished stage.
 
-    What last.ckpt was before it was written again is kept as ``previous.ckpt``.
+    The last.ckpt before it is kept as ``previous.ckpt``.
 
     Args:
         every_n_steps: Optimizer steps between two writes of last.ckpt; the end of a stage is
             always written.
         keep_stages: Keep ``stage-<k>-<task>.ckpt`` of every finished stage.
-        max_checkpoints: Most checkpoints kept, last.ckpt and previous.ckpt included: those of the
-            oldest stages go first, 1 keeps last.ckpt alone; null for no limit.
+        max_checkpoints: Most checkpoints kept, last.ckpt and previous.ckpt included. Those of the
+            oldest stages are deleted first; 1 keeps last.ckpt alone; null for no limit.
 
     Raises:
         ValueError: ``every_n_steps`` or ``max_checkpoints`` is below 1.
@@ -75,9 +75,9 @@ class StageCheckpoint(Checkpoint):
         self.last_step: int | None = None  # the step of the newest checkpoint this process wrote
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Write last.ckpt every n steps, and where something stops the run in a stage.
+        """Write last.ckpt every n steps, and when something stops the run within a stage.
 
-        The stage's last step is left to its end.
+        The stage's last step is saved at the end of the stage instead.
         """
         stopping = trainer.strategy.reduce_boolean_decision(trainer.should_stop, all=False)
         due = stopping or trainer.global_step % self.every_n_steps == 0
@@ -111,7 +111,7 @@ class StageCheckpoint(Checkpoint):
             self._delete_oldest(folder, self.max_checkpoints)
 
     def _save_whole(self, trainer: L.Trainer, folder: Path, kept: Path | None) -> None:
-        """Write one file, and keep what last.ckpt was; at every instant there is a whole one."""
+        """Write one file and keep the last.ckpt before it; a complete one exists at any time."""
         trainer.save_checkpoint(folder / NEXT, weights_only=False)
         if not trainer.is_global_zero:
             return
@@ -133,9 +133,9 @@ class StageCheckpoint(Checkpoint):
 
 
 class SettingsRecord(L.Callback):
-    """Keeps in every checkpoint what a resumed run must share with it, and logs it.
+    """Keeps in every checkpoint the settings that a resumed run must share, and logs them.
 
-    TensorBoard's page of hyper-parameters compares runs by their average accuracy in the end.
+    TensorBoard's page of hyper-parameters compares runs by their final average accuracy.
 
     Args:
         settings: Options that alter the run, by name.

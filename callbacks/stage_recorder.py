@@ -1,4 +1,4 @@
-"""What callbacks with one row per stage share: the rows, their file, and the loggers."""
+"""The base class of callbacks with one row per stage: rows, file and logging."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sdft.runs.files import write_json_atomically
 class StageRecorder(L.Callback):
     """Keeps one row per stage, in checkpoints and in a file of the run's folder.
 
-    A subclass measures and calls :meth:`add_row`. The file is written anew with every row, and the
+    A subclass measures and calls :meth:`add_row`. The file is rewritten with every row, and the
     row's scalars go to the run's loggers; in TensorBoard x is the number of stages done. A resumed
     run continues from the checkpoint's rows, never from the file.
     """
@@ -49,7 +49,7 @@ class StageRecorder(L.Callback):
         Rows that a checkpoint brought into a folder without the file are logged too.
         """
         self.rows = [earlier for earlier in self.rows if earlier["stage"] < row["stage"]] + [row]
-        record = self.record(module, self.rows)  # on every rank, so that wrong rows end all of them
+        record = self.record(module, self.rows)  # on every rank, so that wrong rows end all ranks
         if not trainer.is_global_zero:
             return
         path = Path(trainer.default_root_dir) / self.file
@@ -67,7 +67,7 @@ def stage_under_evaluation(trainer: L.Trainer) -> int | None:
 
 
 def labelled(module: Any, rows: Sequence[Any], definitions: Mapping[str, str]) -> dict[str, Any]:
-    """Rows with what they are of, and what their members mean."""
+    """The file's content: method, model, rows, and definitions of the rows' members."""
     return {
         "method": module.method_name,
         "model": module.model_name,

@@ -15,7 +15,7 @@ from sdft.evaluation.figures import png_bytes
 
 
 class TrackioLogger(Logger):
-    """Scalars, figures and texts go to Trackio, whose files lie in ``$TRACKIO_DIR``.
+    """Logs scalars, figures and texts to Trackio, which keeps its files in ``$TRACKIO_DIR``.
 
     ``trackio show`` opens the dashboard. Needs ``pip install trackio``.
 
@@ -50,7 +50,7 @@ class TrackioLogger(Logger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """Trackio's run, begun at first use; one of the same name is resumed."""
+        """Trackio's run, started at first use; a run of the same name is resumed."""
         if self._run is None:
             self._run = self._trackio.init(
                 project=self._project, name=self._run_name, resume="allow", embed=False
@@ -59,18 +59,18 @@ class TrackioLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Scalars at an optimizer step."""
+        """Log scalars at an optimizer step."""
         self.experiment.log(dict(metrics), step=step)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | argparse.Namespace) -> None:
-        """Options of model and data."""
+        """Log the options of model and data."""
         values = vars(params) if isinstance(params, argparse.Namespace) else params
         self.experiment.config.update(values)
 
     @rank_zero_only
     def log_image(self, key: str, images: Sequence[Figure], step: int | None = None) -> None:
-        """Figures at an optimizer step."""
+        """Log figures at an optimizer step."""
         from PIL import Image  # comes with matplotlib
 
         for figure in images:
@@ -79,6 +79,6 @@ class TrackioLogger(Logger):
 
     @rank_zero_only
     def log_text(self, key: str, columns: Sequence[str], data: Sequence[Sequence[str]]) -> None:
-        """Rows of text."""
+        """Log rows of text."""
         table = self._trackio.Table(columns=list(columns), data=[list(row) for row in data])
         self.experiment.log({key: table})

@@ -1,4 +1,4 @@
-"""What a stage goes through: learning and its price, measured every few optimizer steps."""
+"""Measures learning and drift within a stage, every few optimizer steps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BASE_FILE = "general_answers.safetensors"
 class TrajectoryTracker(L.Callback):
     """Measures the model at the start of a stage, every n optimizer steps, and at its end.
 
-    A row of ``trajectory.jsonl`` has, on the same few rows and prompts every time:
+    A row of ``trajectory.jsonl`` has these values, on the same few rows and prompts every time:
 
     - ``accuracy``: each task's, greedy, on its first validation rows;
     - ``demonstration_nll``: negative log-likelihood of these rows' demonstrations, in nats per
@@ -39,24 +39,24 @@ class TrajectoryTracker(L.Callback):
     - ``general_drift``: KL(base || model) in nats per token on general prompts, along answers that
       the base model sampled before training (temperature 1), with its standard error over prompts.
       The base model's answers and distributions are kept in ``general_answers.safetensors``, so no
-      copy of its weights is held. Of each distribution the 1,024 most likely tokens are kept and
+      copy of its weights is needed. Of each distribution, the 1,024 most likely tokens are kept and
       the others lumped together, so the value is a lower bound of the full divergence, short by
       less than the file's ``unkept`` probability times the divergence within the others.
 
-    TensorBoard shows the same over ``global_step``. ``seconds`` is what the row took to measure;
-    the steps' own times do not contain it. Checkpoints hold the rows.
+    TensorBoard shows the same over ``global_step``. ``seconds`` is how long the row took to
+    measure; the times of the steps do not include it. Checkpoints hold the rows.
 
     Args:
-        every_n_steps: Optimizer steps between two rows; 0 for off.
+        every_n_steps: Optimizer steps between two rows; 0 turns the callback off.
         num_rows: Validation rows of each task.
         num_prompts: General prompts.
-        prompts: JSON Lines file of prompts of one's own, with id and prompt; null for those that
-            are shipped.
+        prompts: JSON Lines file of your own prompts, with id and prompt; null for those that
+            come with the package.
         max_new_tokens: Longest answer to a general prompt.
 
     Raises:
         ValueError: An option is out of range, or there are fewer general prompts.
-        FileNotFoundError: There is no such file of prompts.
+        FileNotFoundError: The file of prompts does not exist.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class TrajectoryTracker(L.Callback):
         self.rows = list(state_dict["rows"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Have the base model's answers; measure where a stage begins."""
+        """Record or read the base model's answers, and measure at the start of a stage."""
         if not self.every_n_steps:
             return
         if self._base is None:
@@ -110,7 +110,7 @@ class TrajectoryTracker(L.Callback):
         return trainer.global_step - data.plan.first_step(data.stage)
 
     def _base_answers(self, trainer: L.Trainer, module: Any) -> ReferenceAnswers:
-        """Sampled before the first step; read back by a run that resumes."""
+        """The base model's answers: sampled before the first step, read back on resuming."""
         file = Path(trainer.default_root_dir) / BASE_FILE
         if trainer.global_step:
             if not file.exists():
@@ -165,7 +165,7 @@ class TrajectoryTracker(L.Callback):
 def sampled_answers(
     module: Any, prompts: Sequence[list[int]], max_new_tokens: int
 ) -> ReferenceAnswers:
-    """The student's answers at temperature 1 as it is now: the same for every seed of the run."""
+    """The current student's answers at temperature 1, with noise that no run's seed changes."""
     settings = replace(
         module.greedy, temperature=1.0, max_new_tokens=max_new_tokens, stop_strings=()
     )
@@ -175,7 +175,7 @@ def sampled_answers(
 
 
 def drift_from(base: ReferenceAnswers, model: Any) -> TokenMean:
-    """KL(base || model) per token of the base model's answers."""
+    """KL(base || model) in nats per token of the base model's answers."""
     counts = [len(completion) for completion in base.completions]
     by_answer = base.kl_of(model).double().split(counts)
     return token_mean([each.sum().item() for each in by_answer], counts)

@@ -1,4 +1,4 @@
-"""Tasks as data, and the sequence they are trained in."""
+"""The data module: tasks, their tokenization and loaders, and the sequence of stages."""
 
 from datamodules.continual import ContinualDataModule
 from datamodules.sequencing import fit_sequence

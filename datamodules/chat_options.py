@@ -1,4 +1,4 @@
-"""How chats are put to the student and to the teacher, and what a run keeps of it."""
+"""Options of the chat template for student and teacher, and digests of all templates."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class ChatOptions:
 
     Args:
         options: Variables of the template for the student's chats.
-        teacher_options: Those of the teacher's that are other ones.
-        clock: The time that the template is told; None for the machine's.
-        thought_marks: What a thought begins and ends with; empty where there are none.
+        teacher_options: Variables that differ for the teacher's chats.
+        clock: The time that the template sees; None for the machine's.
+        thought_marks: What a thought begins and ends with; empty for a model without thoughts.
 
     Raises:
-        ValueError: A variable is none that may be set, or there are not two marks.
+        ValueError: A variable may not be set, or there are not two marks.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class ChatOptions:
             )
 
     def encoder(self, tokenizer: PreTrainedTokenizerBase, *, for_teacher: bool = False) -> Encoder:
-        """Encodes the student's chats, or the teacher's."""
+        """An encoder of the student's chats, or of the teacher's."""
         options = {**self.options, **(self.teacher_options if for_teacher else {})}
         return Encoder(
             tokenizer, options=options, clock=self.clock, thought_marks=self.thought_marks
@@ -73,10 +73,10 @@ class ChatOptions:
 
 
 def run_clock(tokenizer: PreTrainedTokenizerBase, clock: str | None) -> datetime | None:
-    """The time that the chat template is told; None where it asks for none.
+    """The time that the chat template sees; None if it does not use the time.
 
     Raises:
-        ValueError: The given time is none.
+        ValueError: ``clock`` is not a time.
     """
     try:
         given = None if clock is None else datetime.fromisoformat(clock)
@@ -97,7 +97,7 @@ def run_clock(tokenizer: PreTrainedTokenizerBase, clock: str | None) -> datetime
 def template_digests(
     tokenizer: PreTrainedTokenizerBase, template: TeacherTemplate, tasks: Sequence[TaskSpec]
 ) -> dict[str, str]:
-    """A short digest of every template that prompts or verdicts follow, by its name."""
+    """A short digest of each template that prompts or verdicts are made with, by name."""
     sources = {
         "chat template": json.dumps(tokenizer.chat_template),
         f"teacher template {template.name}": template.source,

@@ -1,4 +1,4 @@
-"""Tasks in sequence: which rows are trained now, which are evaluated, and how they are read."""
+"""The data module of a sequence of tasks: the rows of each stage and of each evaluation."""
 
 from __future__ import annotations
 
@@ -29,14 +29,13 @@ class ContinualDataModule(TaskReading):
         tokenizer: The model's tokenizer; the command line takes it from the model.
         batch_size: Prompts per optimizer step, over all processes together.
         epochs_per_stage: Passes over a task's training rows in its stage.
-        examples_per_stage: Examples a stage draws instead of whole passes.
-        replay_fraction: Training rows of earlier tasks added to every later stage, for each row
-            of its own; every earlier row is as likely as any other. Steps stay the same, batches
-            grow.
+        examples_per_stage: Number of examples that a stage draws, instead of whole passes.
+        replay_fraction: Number of earlier tasks' training rows added to a stage for each row of its
+            own, drawn uniformly. The number of steps does not change; batches grow.
         eval_batch_size: Prompts a process answers at a time in evaluation.
-        min_agreement: Drop training rows whose demonstration the untrained model, with it in
-            context, gives a lower mean probability per token (geometric, 0 to 1); 0 keeps all. What
-            was dropped is in the run's dropped.json.
+        min_agreement: Drop training rows to whose demonstration the untrained model, with the
+            demonstration in context, gives a lower mean probability per token (geometric, 0 to 1);
+            0 keeps all. The run's dropped.json lists the dropped rows.
         seed: Seed of the training order and of demonstrations shown at random; follows
             seed_everything.
         reading: How rows are read, as :class:`datamodules.row_options.TaskReading` has it.
@@ -82,7 +81,7 @@ class ContinualDataModule(TaskReading):
         self.num_stages_done: int | None = None
 
     def setup(self, stage: str) -> None:
-        """Agree on the clock; refuse ``trainer.fit`` by itself, which trains one stage.
+        """Share the clock among ranks; refuse a lone ``trainer.fit``, which trains one stage.
 
         Raises:
             RuntimeError: No sequence is running (``stage`` is Lightning's: fit, validate, …).
@@ -95,13 +94,13 @@ class ContinualDataModule(TaskReading):
         self._set_clock(self.trainer.strategy.broadcast(self._clock))
 
     def state_dict(self) -> dict[str, Any]:
-        """What tells the rows and templates of a checkpoint's run from others, and its clock."""
+        """Digests of the run's rows and templates, and its clock, for the checkpoint."""
         return {"rows": self._digests, "templates": self.template_digests, "clock": self._clock}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Set the run's clock, and refuse to resume with other rows or templates.
 
-        Evaluating a checkpoint on any rows is fine.
+        A checkpoint may be evaluated on any rows.
 
         Raises:
             ResumeError: Rows or templates that the checkpoint's run knew have changed.
@@ -123,7 +122,7 @@ class ContinualDataModule(TaskReading):
 
     @property
     def _clock(self) -> str | None:
-        """The time that chat templates are told; None where they ask for none."""
+        """The time that chat templates see; None if they do not use the time."""
         clock = self.reader.chat.clock
         return None if clock is None else clock.isoformat()
 
@@ -157,7 +156,7 @@ class ContinualDataModule(TaskReading):
         self.plan = replace(self.plan, num_rows=num_rows, num_examples=num_examples)
 
     def train_dataloader(self) -> StageLoader:
-        """This process's part of the current stage's batches."""
+        """This process's shard of the current stage's batches."""
         return StageLoader(self.plan, self.stage, self._share, self._train_batch)
 
     def _train_batch(self, places: Sequence[Place], num_padding_rows: int) -> DemonstrationBatch:
@@ -178,7 +177,7 @@ class ContinualDataModule(TaskReading):
 
     @property
     def _share(self) -> Share:
-        """All rows where no trainer runs several processes."""
+        """This process's shard; all rows where there is only one process."""
         if self.trainer is None:
             return Share()
         return Share(self.trainer.global_rank, self.trainer.world_size)

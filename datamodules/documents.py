@@ -11,10 +11,10 @@ from sdft.types import Demonstration, DemonstrationBatch
 
 
 class DocumentTokenizer(RowTokenizer):
-    """Reads a task's training rows as documents; evaluates it as any other.
+    """Reads a task's training rows as documents; evaluation is that of any other task.
 
     The documents are the contexts of the training rows, each once. One longer than
-    ``max_prompt_tokens`` is cut into several rows; ``overlong`` concerns evaluated prompts alone.
+    ``max_prompt_tokens`` is cut into several rows; ``overlong`` applies only to evaluated prompts.
     """
 
     def fitting(self, task: Task) -> Task:
@@ -42,14 +42,14 @@ class DocumentTokenizer(RowTokenizer):
     def train_batch(
         self, rows: Sequence[Demonstration], num_padding_rows: int = 0
     ) -> DemonstrationBatch:
-        """Collate documents: every token bears loss, behind one that begins a text."""
+        """Collate documents: every token bears loss, after a token that begins the text."""
         begin = self._tokenizer.bos_token_id
         prompts = [[self._end_id if begin is None else begin]] * len(rows)
         documents = [self.encoder.encode(row.context) for row in rows]
         return DemonstrationBatch(tuple(rows), prompts, prompts, documents, num_padding_rows)
 
     def _pieces(self, document: str) -> Iterator[str]:
-        """The document in texts of at most ``max_prompt_tokens`` tokens."""
+        """The document, cut into texts of at most ``max_prompt_tokens`` tokens."""
         offsets = self._tokenizer(document, add_special_tokens=False, return_offsets_mapping=True)[
             "offset_mapping"
         ]

@@ -1,4 +1,4 @@
-"""Training rows whose demonstration the demonstration-conditioned model finds unlikely."""
+"""Drops rows whose demonstration the demonstration-conditioned model finds unlikely."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def drop_disagreeing(
 
     Args:
         datamodule: Its tasks and plan lose the rows.
-        model: The model before any training, which is shown each demonstration.
-        report: File of the rows left out, by task; a resumed run reads it and keeps to it.
+        model: The model before any training, which reads each demonstration in context.
+        report: File of the rows left out, by task; a resumed run drops the rows that it lists.
         resumed: Whether the run resumes from a checkpoint.
 
     Raises:
@@ -46,7 +46,7 @@ def drop_disagreeing(
 
 
 def judge(datamodule: ContinualDataModule, model: PreTrainedModel, task: Task) -> dict[str, Any]:
-    """What ``dropped.json`` says of one task; rows without a demonstration are left alone."""
+    """The entry of one task in ``dropped.json``; rows without a demonstration are kept."""
     rows = [row for row in task.train if row.demonstration]
     found: list[float] = []
     for start in range(0, len(rows), datamodule.eval_batch_size):

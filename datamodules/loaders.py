@@ -1,4 +1,4 @@
-"""What one process reads: its share of every training batch and of every task's evaluation."""
+"""Loaders of one process: its shard of each training batch and of each task's evaluation."""
 
 from __future__ import annotations
 
@@ -23,28 +23,29 @@ class Share:
     num_ranks: int = 1
 
     def of_batch(self, places: list[Place]) -> tuple[list[Place], int]:
-        """This process's rows of a batch, and how many of them, at the end, are padding rows.
+        """This process's rows of a batch, and how many of the last ones are padding rows.
 
-        Every process gets as many rows, so that all of them run the same number of forward
-        passes; where a batch does not go round, the last ones repeat a row that is another's.
+        Every process gets the same number of rows, so that all run the same number of forward
+        passes. If the batch is not divisible by the number of ranks, padding rows repeat a row
+        of another rank.
         """
         own = places[self.rank :: self.num_ranks]
         num_padding_rows = -(-len(places) // self.num_ranks) - len(own)
         return own + places[:num_padding_rows], num_padding_rows
 
     def of_rows(self, rows: Sequence[Demonstration]) -> Sequence[Demonstration]:
-        """This process's rows of an evaluation, maybe none: no row is answered twice."""
+        """This process's rows of an evaluation, possibly none: no row is answered twice."""
         return rows[self.rank :: self.num_ranks]
 
 
 class StageLoader:
-    """One process's part of a stage's batches; its state is how many it has given.
+    """One process's shard of a stage's batches; its state is how many it has yielded.
 
     Args:
         plan: The sequence of stages.
         stage: The stage to serve.
         share: Which rows of each batch are this process's.
-        collate: Makes a batch of the rows at places, given how many of them are padding rows.
+        collate: Makes a batch of the rows at these indices, of which the last few are padding rows.
     """
 
     def __init__(
@@ -61,36 +62,36 @@ class StageLoader:
         self._num_given = 0
 
     def __len__(self) -> int:
-        """Batches of the whole stage, those already given included."""
+        """Number of batches in the stage, including those already yielded."""
         return self._plan.steps_in_stage(self._stage)
 
     def __iter__(self) -> Iterator[DemonstrationBatch]:
-        """The batches not yet given."""
+        """The batches not yet yielded."""
         for places in self._plan.batches(self._stage, self._num_given):
             self._num_given += 1
             yield self._collate(*self._share.of_batch(places))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs to continue with the next batch, on any number of processes."""
+        """The state to continue from with the next batch, on any number of processes."""
         return {"stage": self._stage, "num_given": self._num_given}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind the batches a checkpoint has seen; another stage's state is ignored."""
+        """Continue after the batches of a checkpoint; another stage's state is ignored."""
         if state["stage"] == self._stage:
             self._num_given = state["num_given"]
 
 
 class EvaluationLoader:
-    """One process's part of a task's rows, in order, in batches.
+    """One process's shard of a task's rows, in order, in batches.
 
-    Every process gives as many batches, the last ones empty where its rows have run out, so that
-    whatever processes exchange once a batch they exchange equally often.
+    Every process yields the same number of batches, so that collective operations match; where its
+    rows have run out, the last batches are empty.
 
     Args:
         rows: The task's rows, those of all processes.
         share: Which of them are this process's.
         batch_size: Rows of a batch, at most.
-        collate: Makes a batch of rows, of none too.
+        collate: Makes a batch of rows, possibly of none.
     """
 
     def __init__(
@@ -110,6 +111,6 @@ class EvaluationLoader:
         return -(-self._most_rows // self._batch_size)
 
     def __iter__(self) -> Iterator[EvaluationBatch]:
-        """The batches, the last one maybe smaller or empty."""
+        """The batches, of which the last may be smaller or empty."""
         for start in range(0, self._most_rows, self._batch_size):
             yield self._collate(self._rows[start : start + self._batch_size])

@@ -1,4 +1,4 @@
-"""Tasks as rows that are read and checked, without an order to train them in."""
+"""Loads tasks, and reads and checks their rows; the order of training is elsewhere."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ READERS: dict[str, type[RowTokenizer]] = {
 
 
 class TaskReading(L.LightningDataModule):
-    """Tasks, and how their rows are put to the student and to the teacher.
+    """Tasks, and the prompts that student and teacher read for their rows.
 
     Args:
         tasks: The tasks in training order.
@@ -34,27 +34,27 @@ class TaskReading(L.LightningDataModule):
             contexts, raw) or prompts; the command line takes it from the model.
         teacher_context: What the teacher is shown besides the prompt: demonstration, context (the
             row's article alone) or both; a task may name its own.
-        num_demonstrations: Demonstrations the teacher is shown: the row's own, and before it
-            others of the task's training rows.
-        demonstration_choice: Which others: random, or retrieved (nearest by TF-IDF cosine).
-        teacher_template: How the teacher is shown these: a shipped template (dialogue,
+        num_demonstrations: Number of demonstrations the teacher is shown: the row's own, after
+            those of other training rows of the task.
+        demonstration_choice: Which other rows: random, or retrieved (nearest by TF-IDF cosine).
+        teacher_template: The prompt template of the teacher: one that is shipped (dialogue,
             dialogue_twice, dialogue_again, paper, paper_short) or the path of a .jinja file.
         system_prompt: System message for prompts without one; null keeps the chat template's own.
         chat_template_kwargs: Variables of the chat template, such as Qwen3's enable_thinking.
-        teacher_chat_template_kwargs: The teacher's, where they are other ones.
-        thought_marks: What the model's thoughts begin and end with. Answers are scored by what
-            follows the thought; an empty list scores all of them, thoughts included.
-        clock: The time that a chat template is told that prints the date, such as
-            2026-11-27T12:00; null for the moment the run starts, which its checkpoints keep.
-        max_prompt_tokens: Longest prompt, of student and teacher.
-        overlong: What happens to a row that is longer: error, or drop (reported).
+        teacher_chat_template_kwargs: Variables that differ for the teacher.
+        thought_marks: What the model's thoughts begin and end with. Only what follows the thought
+            is scored; with an empty list, the whole completion is.
+        clock: The time for chat templates that print the date, such as 2026-11-27T12:00; null for
+            the time the run starts, which its checkpoints keep.
+        max_prompt_tokens: Longest prompt of student or teacher.
+        overlong: What to do with a row that is longer: error, or drop (with a report).
         evaluated_as: Whose prompts are answered in evaluation: student, or teacher, with the
             article in the prompt (oracle RAG) or the demonstration (how good the teacher is).
-        data_seed: Seed of generated rows and of subsets, the same in all runs to be compared.
-        seed: Seed of which other demonstrations are shown; follows seed_everything.
+        data_seed: Seed of generated rows and of subsets; keep it the same in runs to be compared.
+        seed: Seed for choosing other demonstrations; follows seed_everything.
 
     Raises:
-        ValueError: An option, or a row of a task.
+        ValueError: An option or a row of a task is not usable.
     """
 
     def __init__(
@@ -99,12 +99,12 @@ class TaskReading(L.LightningDataModule):
         self._show_examples(num_demonstrations - 1, demonstration_choice, seed)
 
     def score(self, completion: str, row: Demonstration) -> float:
-        """A completion's score by the rule of the row's task."""
+        """A completion's score, by the scorer of the row's task."""
         scorers = {task.name: task.scorer for task in self.tasks}
         return scorers[row.task](completion, row)
 
     def _show_examples(self, num_examples: int, choice: str, seed: int) -> None:
-        """Show the teacher other rows too, after which a row may no longer fit."""
+        """Show the teacher other rows too, and check again that every row fits."""
         check_choice(choice)
         if num_examples and self.train_on == "demonstrations":
             self.reader = self.reader.showing(
@@ -130,7 +130,7 @@ def require_positive(**options: int) -> None:
 def _checked(
     specs: Sequence[TaskSpec], train_on: str, tokenizer: PreTrainedTokenizerBase | None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer; prompts without demonstrations are refused where a method imitates them."""
+    """The tokenizer; ``prompts_only`` is refused if the method needs demonstrations."""
     if tokenizer is None:
         raise ValueError("data.tokenizer is missing; pass the model's tokenizer")
     if train_on not in READERS:

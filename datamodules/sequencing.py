@@ -1,7 +1,7 @@
-"""The run as a whole: evaluate, train a stage, evaluate, train the next, …, test.
+"""Runs the whole sequence: evaluate, train a stage, evaluate, train the next, …, test.
 
-One Trainer runs one ``fit`` per stage, so that optimizer, schedule and data start anew with each.
-Where a run stands follows from a checkpoint's counters alone: every stage is one epoch, and a
+One Trainer runs one ``fit`` per stage, so that each has a new optimizer, schedule and loader.
+A checkpoint's counters alone give the position in the run: every stage is one epoch, and a
 checkpoint whose global step is a stage's first step lies between two stages.
 """
 
@@ -25,7 +25,7 @@ from sdft.stages import StagePlan
 
 @dataclass(frozen=True, slots=True)
 class ResumePoint:
-    """Where a checkpoint stands.
+    """The position of a checkpoint in the run.
 
     Args:
         stage: The stage in training, or the next one if the checkpoint lies between two.
@@ -51,7 +51,7 @@ def fit_sequence(
 ) -> None:
     """Train all stages in order, evaluating every task before the first and after each.
 
-    It takes the place of ``trainer.fit(module, datamodule=datamodule)``. Files go to the trainer's
+    This replaces ``trainer.fit(module, datamodule=datamodule)``. Files go to the trainer's
     ``default_root_dir``.
 
     Args:
@@ -95,7 +95,7 @@ def _run_sequence(
     num_done = 0
     if ckpt_path is not None:
         stage = read_resume_point(ckpt_path, plan).last_started
-        # Between two stages this only restores: the finished stage has no epoch left to run.
+        # Between two stages, this only restores: the finished stage has no epoch left to run.
         _fit_stage(trainer, module, datamodule, stage, ckpt_path)
         num_done = stage + 1
     _evaluate(trainer, module, datamodule, num_done)
@@ -109,7 +109,7 @@ def _run_sequence(
 
 
 def _resolved(trainer: L.Trainer, ckpt_path: str | Path | None) -> Path | None:
-    """The checkpoint that a name means, in the trainer's folder."""
+    """The checkpoint with this name in the trainer's folder."""
     if ckpt_path not in NAMED_CHECKPOINTS:
         return None if ckpt_path is None else Path(ckpt_path)
     found = settle_run(Path(trainer.default_root_dir), str(ckpt_path), False)
@@ -142,10 +142,10 @@ def _fit_stage(
     stage: int,
     ckpt_path: Path | None,
 ) -> bool:
-    """Train one stage to its end; whether something then asks the run to stop.
+    """Train one stage to its end; return whether something then asks the run to stop.
 
     Raises:
-        StoppedEarly: The stage was cut.
+        StoppedEarly: The stage ended early.
     """
     datamodule.stage = datamodule.num_stages_done = stage
     trainer.fit_loop.max_epochs = stage + 1
@@ -161,13 +161,13 @@ def _fit_stage(
         where = f"in stage {stage + 1}, {plan.tasks[stage]}, after {num_taken} of its"
         raise StoppedEarly(_stopped(trainer, f"{where} {plan.steps_in_stage(stage)} steps"))
     for callback in trainer.callbacks:
-        if isinstance(callback, Timer):  # it would start anew with the next stage
+        if isinstance(callback, Timer):  # it would restart with the next stage
             callback.load_state_dict(callback.state_dict())
     return bool(trainer.strategy.reduce_boolean_decision(trainer.should_stop, all=False))
 
 
 def _stopped(trainer: L.Trainer, where: str) -> str:
-    """What to say of a run that something in the trainer has stopped."""
+    """The message for a run that the trainer has stopped."""
     timers = [each for each in trainer.callbacks if isinstance(each, Timer)]
     remaining = [each.time_remaining() for each in timers]
     if any(seconds is not None and seconds <= 0 for seconds in remaining):

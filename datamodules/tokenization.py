@@ -1,4 +1,4 @@
-"""From rows to token ids: the one place where training text is tokenized."""
+"""Turns rows into token ids; all training text is tokenized here."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class RowTokenizer:
         tokenizer: With a chat template and an end-of-sequence token.
         views: Task name -> what the teacher is shown of the task's rows.
         system_prompt: System message for prompts without one; None keeps the template's own.
-        max_prompt_tokens: Longest prompt, of student and teacher.
+        max_prompt_tokens: Longest prompt of student or teacher.
         overlong: ``error`` or ``drop``.
         evaluated_as: Whose prompts are answered in evaluation, ``student`` or ``teacher``.
-        chat: How chats are put to the student and to the teacher.
+        chat: Options of the chat template for student and teacher.
 
     Raises:
-        ValueError: ``overlong`` or ``evaluated_as`` is neither.
+        ValueError: ``overlong`` or ``evaluated_as`` has another value.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class RowTokenizer:
         return other
 
     def with_template(self, name_or_path: str) -> RowTokenizer:
-        """A copy whose teacher reads prompts of another template."""
+        """A copy whose teacher uses another prompt template."""
         other, template = copy(self), TeacherTemplate.load(name_or_path)
         other._views = {
             task: replace(view, template=template) for task, view in self._views.items()
@@ -81,7 +81,7 @@ class RowTokenizer:
         return other
 
     def at(self, clock: datetime) -> RowTokenizer:
-        """A copy whose chat templates are told another time."""
+        """A copy whose chat templates see another time."""
         other = copy(self)
         other._use(replace(self.chat, clock=clock))
         return other
@@ -99,7 +99,7 @@ class RowTokenizer:
     def teacher_prompt(self, row: Demonstration) -> TokenIds:
         """The prompt with the privileged information in context, up to the assistant's turn.
 
-        A row of a prompt alone is read as the student reads it.
+        A row without a demonstration is read as the student reads it.
         """
         if not row.demonstration:
             return self.student_prompt(row)
@@ -158,7 +158,7 @@ class RowTokenizer:
         return replace(task, **kept)
 
     def _checked_prompts(self, row: Demonstration, split: str) -> dict[str, TokenIds]:
-        """The prompts of a row that are read, by their reader."""
+        """The prompts of a row, by who reads them."""
         prompts = {"student": self.student_prompt(row)}
         if split == "train" or self._evaluated_as == "teacher":
             prompts["teacher"] = self.teacher_prompt(row)
@@ -201,7 +201,7 @@ class RowTokenizer:
 
 @contextmanager
 def _named(row: Demonstration, what: str) -> Iterator[None]:
-    """Name the task, the row and what is read of it in the block's errors."""
+    """Add to the block's errors the task, the row and what is read of it."""
     try:
         yield
     except ChatTemplateError as error:
@@ -210,7 +210,7 @@ def _named(row: Demonstration, what: str) -> Iterator[None]:
 
 @contextmanager
 def _in_split(split: str) -> Iterator[None]:
-    """Name the split in the block's errors that name task and row."""
+    """Add the split to the block's errors that name task and row."""
     try:
         yield
     except ValueError as error:

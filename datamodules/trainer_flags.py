@@ -1,4 +1,4 @@
-"""Which of the Trainer's flags a sequence of stages honours; docs/lightning.md has all of them."""
+"""Trainer flags that a sequence of stages refuses; docs/lightning.md lists all flags."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from datamodules.continual import ContinualDataModule
 from sdft.runs.failures import UsageError
 
 EVALUATED = "every task is evaluated before the first stage and after each"
-# Flag -> the values that may be set, and what to use instead of others. A later entry may be set by
-# Lightning because of an earlier one: overfit_batches sets the limits.
+# Flag -> the values that may be set, and what to use instead of others. Order matters:
+# Lightning sets some flags because of earlier ones, as overfit_batches sets the limits.
 REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     "barebones": ((False,), "leave it: accuracies are logged, and checkpoints are written"),
     "overfit_batches": ((0.0, 0), "set num_train of the tasks, and data.epochs_per_stage"),
@@ -41,7 +41,7 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     ),
     "precision": (
         (None, 32, "32", "32-true", "bf16-mixed"),
-        "set 32-true or bf16-mixed: weights, averages and divergences are in float32",
+        "set 32-true or bf16-mixed: weights, EMA teacher and divergences are in float32",
     ),
     "strategy": (
         (
@@ -74,10 +74,10 @@ SET_BY_FAST_DEV_RUN = (
 
 
 def check_flags(value_of: Callable[[str], object]) -> None:
-    """Refuse what would break the stages, or be ignored.
+    """Refuse flags that would break the stages or be ignored.
 
     Args:
-        value_of: Gives the value of a flag by its name.
+        value_of: Returns the value of a flag, given its name.
 
     Raises:
         UsageError: Names flag, value and what to use instead.
@@ -89,7 +89,7 @@ def check_flags(value_of: Callable[[str], object]) -> None:
 
 
 def flag_of(trainer: L.Trainer, flag: str) -> object:
-    """The value of a flag that a Trainer was made with."""
+    """The value of a flag that the Trainer was built with."""
     if flag == "strategy":
         return _name(trainer.strategy)
     if trainer.fast_dev_run and flag in SET_BY_FAST_DEV_RUN:
@@ -122,7 +122,7 @@ def shorten(trainer: L.Trainer, datamodule: ContinualDataModule) -> None:
 
 @contextmanager
 def without_lightning_chatter() -> Iterator[None]:
-    """Leave out what is said at every stage, and is true of every run or no concern of its user."""
+    """Hide messages that repeat at every stage and that the user need not act on."""
 
     def says_more(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith(CHATTER)

@@ -1,1 +1,1 @@
-"""Scorers: how far a completion is right, from 0 to 1."""
+"""Scorers: how correct a completion is, from 0 to 1."""

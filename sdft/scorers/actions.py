@@ -1,8 +1,8 @@
-"""Scoring of tool calls in ``Action:`` / ``Action Input:`` form, as ToolAlpaca and BFCL have it.
+"""Scores tool calls in ``Action:`` / ``Action Input:`` form, by the rules of ToolAlpaca and BFCL.
 
 Calls are read from left to right in time linear in the completion's length. An input is the JSON
-object that directly follows its marker, found by balancing braces; markers inside of it do not
-count. Where an input's braces never balance the reading ends.
+object that directly follows its marker, found by balancing braces; markers inside it do not
+count. If an input's braces never balance, reading stops there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sdft.scorers.json_objects import object_at, whole_object
 from sdft.scorers.normalisation import composed
 from sdft.types import Demonstration
 
-# Markdown's emphasis and fences around names and inputs are passed over.
+# Markdown's emphasis and fences around names and inputs are ignored.
 _MARKER = re.compile(r"Action(?P<is_input> Input)?:[\s*`]*+")
 _LANGUAGE = re.compile(r"(?<=```)json\s*+")
 _NAME = re.compile(r"[\w.\-]++")
@@ -29,13 +29,13 @@ Call = tuple[str, dict[str, Any]]
 
 
 class ActionName(NamedTuple):
-    """What follows an ``Action:`` marker."""
+    """The text after an ``Action:`` marker."""
 
     name: str
 
 
 class ActionInput(NamedTuple):
-    """What follows an ``Action Input:`` marker; None if it is not a JSON object."""
+    """The value after an ``Action Input:`` marker; None if it is not a JSON object."""
 
     value: dict[str, Any] | None
 
@@ -77,7 +77,7 @@ class ActionsGold:
 def actions_gold(row: Demonstration) -> ActionsGold:
     """The gold calls, a list of ``{"Action": name, "Action_Input": object or its JSON text}``.
 
-    A mark such as ``[Optional]`` before a name is no part of it, here and in completions.
+    A mark such as ``[Optional]`` before a name is not part of it, here and in completions.
     """
     gold = merged_calls(row)
     names: Counter[str] = Counter()
@@ -87,7 +87,7 @@ def actions_gold(row: Demonstration) -> ActionsGold:
 
 
 def merged_calls(row: Demonstration) -> ActionsGold:
-    """The gold calls with their names as they are written."""
+    """The gold calls, with names as they are written."""
     if not isinstance(row.answer, list):
         raise ValueError(f'needs a list of {{"Action", "Action_Input"}}, not {row.answer!r:.80}')
     names: Counter[str] = Counter()
@@ -115,10 +115,10 @@ def _gold_call(call: object) -> Call:
 def action_input(completion: str, gold: ActionsGold) -> float:
     """1 if the actions and their inputs are the gold ones (ToolAlpaca's rule).
 
-    The names must be the same, each as often, in any order; all inputs merged into one object,
-    later keys winning, must equal the gold inputs merged likewise, types included (5 is not "5").
-    Inputs that are not JSON are skipped; backticks, a fence and emphasis around an input or a name
-    do not count. Which input belongs to which action is not checked.
+    The names must be the same, each the same number of times, in any order; all inputs merged into
+    one object, later keys winning, must equal the gold inputs merged likewise, types included (5 is
+    not "5"). Inputs that are not JSON are skipped; backticks, a fence and emphasis around an input
+    or a name do not count. Which input belongs to which action is not checked.
     """
     names: Counter[str] = Counter()
     inputs: dict[str, Any] = {}
@@ -161,7 +161,7 @@ def accepted_calls(completion: str, gold: list[Mapping[str, Any]]) -> float:
     In a pair the names are equal, every given parameter is known and has an accepted value, and
     every parameter left out has "" among its accepted values. Strings are compared in lower case
     without blanks and the characters ``,./-_*^``; 5 equals 5.0; lists element by element; an
-    object's values by accepted lists in turn. Fences count as little as in ``action_input``.
+    object's values by accepted lists in turn. Fences are ignored, as in ``action_input``.
     """
     calls = _paired_calls(completion)
     if len(calls) != len(gold):
@@ -170,7 +170,7 @@ def accepted_calls(completion: str, gold: list[Mapping[str, Any]]) -> float:
     partner: dict[int, int] = {}
 
     def place(call: int, tried: set[int]) -> bool:
-        """Give the call a gold partner, moving earlier calls where needed."""
+        """Pair the call with a gold call, re-pairing earlier calls where needed."""
         for candidate in range(len(gold)):
             if fits[call][candidate] and candidate not in tried:
                 tried.add(candidate)

@@ -1,4 +1,4 @@
-"""The part of a completion that is an answer: what follows the thought and precedes the stop."""
+"""Extracts the answer from a completion: the text after the thought and before the stop string."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def answer_texts(
     stop_strings: Sequence[str] = (),
     thought_marks: Sequence[str] = (),
 ) -> list[str]:
-    """B answers as they are scored: no special tokens, no stop string, no thought.
+    """B answers as they are scored, without special tokens, stop strings and thoughts.
 
     Args:
-        tokenizer: Of the prompts and completions.
+        tokenizer: The tokenizer of prompts and completions.
         prompts: B token-id lists, which may end by opening a thought.
         completions: B token-id lists.
         stop_strings: Texts that end a completion; an answer ends before the first of them.
@@ -52,7 +52,7 @@ def _after_thought(
 
 
 def _behind(text: str, prompt_end: str, marks: Sequence[str]) -> str:
-    """What follows the last thought of a text; nothing where that does not end."""
+    """The text after the last thought; empty if that thought does not end."""
     begin, end = marks
     _, has_ended, answer = text.rpartition(end)
     if has_ended:

@@ -1,7 +1,7 @@
-"""Reads a call in function syntax, such as ``book_table(name="Ann", guests=4)``.
+"""Parses a call in function syntax, such as ``book_table(name="Ann", guests=4)``.
 
-A small recursive-descent reader of Python's literals and calls, with JSON's words beside them;
-nothing of the text is ever evaluated, and reading takes time linear in its length.
+A small recursive-descent reader of Python's literals and calls, and of JSON's words;
+no part of the text is ever evaluated, and parsing takes time linear in its length.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class ToolCall:
     """One call.
 
     Args:
-        name: Of the function; may contain dots and hyphens.
-        arguments: By keyword. Values are strings, bytes, numbers, true, false, null, ``...``,
-            lists, tuples, sets, mappings and calls.
-        positional: Values without a keyword, which come first.
+        name: The function's name; may contain dots and hyphens.
+        arguments: Values by keyword. Values are strings, bytes, numbers, true, false, null,
+            ``...``, lists, tuples, sets, mappings and calls.
+        positional: Values without a keyword, which precede the others.
     """
 
     name: str
@@ -84,7 +84,7 @@ class CallReader:
         return call
 
     def _call(self, name: str, depth: int) -> ToolCall:
-        """A call whose opening bracket was read."""
+        """A call whose opening bracket has been read."""
         positional: list[Any] = []
         keywords: dict[str, Any] = {}
 
@@ -143,7 +143,7 @@ class CallReader:
         return frozenset(members) if is_set else members
 
     def _each(self, closing: str, read: Callable[[], None]) -> bool:
-        """Read what stands between commas up to the closing mark; whether there is a comma."""
+        """Read items between commas up to the closing bracket; return whether there is a comma."""
         has_comma = False
         while not self._accept(closing):
             read()
@@ -166,7 +166,7 @@ class CallReader:
             raise self._error(f"no {type(value).__name__} as a key or in a set") from None
 
     def _strings(self) -> str | bytes:
-        """One string, or several side by side, which are one."""
+        """One string, or several adjacent ones, which are joined."""
         parts: list[str | bytes] = []
         while found := _STRING.match(self._text, self._position):
             self._skip_space(found.end())
@@ -254,7 +254,7 @@ def _parsed(digits: str) -> int | float | complex:
 
 
 def unescape(quoted: str) -> str:
-    r"""The text of a string's inside: escapes of Python and JSON; an unknown one, as \d, stays."""
+    r"""The text inside a string: Python's and JSON's escapes; an unknown one, such as \d, stays."""
     if "\\" not in quoted:
         return quoted
     text = _ESCAPE.sub(_escaped_character, quoted)

@@ -1,6 +1,6 @@
-"""Scoring of chains of thought that end in a number, as GSM8K's do.
+"""Scores chains of thought that end in a number, as those of GSM8K do.
 
-Values are exact fractions; a percentage is kept apart from the number before its sign.
+Values are exact fractions; a percentage is distinguished from the number before its sign.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from sdft.scorers.normalisation import ascii_digits, composed
 from sdft.types import Demonstration
 
-_MAX_LENGTH = 400  # characters of a number; a longer one is none
+_MAX_LENGTH = 400  # characters of a number; anything longer is not read
 _MAX_EXPONENT = 400
 _SPACES = "\u00a0\u2009\u202f"  # between thousands
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
@@ -79,9 +79,9 @@ def final_number(completion: str, gold: Number) -> float:
     "answer is", "answer:". It is the first one in the sentence after the marker, or the first one
     after the last equals sign there. Without such a marker it is the completion's last number.
 
-    Values are exact: 1,000 is 1000, 3.50 is 3.5, 1/2 and a half's sign are 0.5, 2 million is
-    2000000. Currency signs and units do not count. A percentage equals its number, 50, and its
-    value, 0.5, where the other one is no percentage.
+    Values are exact: 1,000 is 1000, 3.50 is 3.5, 1/2 and ½ are 0.5, 2 million is
+    2000000. Currency signs and units do not count. If only one of the two numbers is a
+    percentage, such as 50 %, it equals both 50 and 0.5.
     """
     found = stated_number(completion)
     return float(found is not None and _equal(found, gold))
@@ -109,7 +109,7 @@ def _statements(text: str) -> Iterator[str]:
 
 
 def _numbers(matches: Iterable[re.Match[str]]) -> Iterator[Number]:
-    """The values of matches that have one, in their order."""
+    """The values of the matches that have one, in order."""
     for found in matches:
         value = _value(found)
         if value is not None:

@@ -1,4 +1,4 @@
-"""JSON objects inside a completion, which may be any text at all.
+"""Finds and scores JSON objects inside a completion, which may be any text.
 
 The search reads the text once, from left to right, so its time is linear in the text's length,
 and it never raises because of the text.
@@ -18,7 +18,7 @@ from sdft.types import Demonstration
 MAX_DEPTH = 64
 """Deepest nesting of objects and arrays that is read; anything deeper counts as no JSON."""
 
-# A string (also one that never ends), or a bracket outside of strings. The possessive repeats
+# A string (even one that never ends), or a bracket outside of strings. The possessive repeats
 # keep the match linear.
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[{}\[\]]', re.DOTALL)
 _NESTING = {"{": 1, "[": 1, "}": -1, "]": -1}
@@ -29,8 +29,8 @@ def object_at(text: str, start: int) -> tuple[dict[str, Any] | None, int | None]
     """Read the JSON object whose opening brace is ``text[start]``.
 
     Returns:
-        The object, None when what the braces enclose is not JSON; and the position after its
-        closing brace, None when the braces never balance.
+        The object, or None if what the braces enclose is not JSON; and the position after its
+        closing brace, or None if the braces never balance.
     """
     braces = nesting = deepest = 0
     for token in _TOKEN.finditer(text, start):
@@ -45,9 +45,9 @@ def object_at(text: str, start: int) -> tuple[dict[str, Any] | None, int | None]
 
 
 def first_object(text: str) -> dict[str, Any] | None:
-    """The first balanced ``{...}`` that is a JSON object, None when there is none.
+    """The first balanced ``{...}`` that is a JSON object, or None.
 
-    Braces inside of strings do not count. A brace that is never closed ends the search.
+    Braces inside strings do not count. A brace that is never closed ends the search.
     """
     start = text.find("{")
     while start != -1:
@@ -71,7 +71,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def whole_object(text: str) -> dict[str, Any] | None:
-    """The JSON object that is the whole text, but white space around it; None if it is not."""
+    """The whole text as a JSON object, ignoring white space around it; None if it is not one."""
     text = text.strip()
     value, end = object_at(text, 0) if text.startswith("{") else (None, None)
     return value if end == len(text) else None
@@ -88,8 +88,9 @@ def object_gold(row: Demonstration) -> Mapping[str, Any]:
 def json_equal(completion: str, gold: Mapping[str, Any]) -> float:
     """1 if the first JSON object in the completion equals the gold one.
 
-    Keys in any order, none missing and none more. Values are compared as text in lower case, white
-    space collapsed and characters composed (5, 5.0 and "5" are equal); arrays element by element.
+    Keys may be in any order, with none missing and none extra. Values are compared as text in lower
+    case, white space collapsed and characters composed (5, 5.0 and "5" are equal); arrays element
+    by element.
     """
     found = first_object(completion)
     return float(found is not None and _same(found, gold))

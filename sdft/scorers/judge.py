@@ -35,7 +35,7 @@ _VERDICT = re.compile(rf"\b(?:{'|'.join(VERDICTS)})\b")
 
 
 class Reference(NamedTuple):
-    """What an answer is compared with."""
+    """The question and the reference answer that an answer is compared with."""
 
     question: str
     text: str
@@ -46,13 +46,13 @@ class Judge:
     """A language model that grades answers.
 
     Args:
-        url: Where the OpenAI-compatible endpoint begins, such as http://127.0.0.1:8000/v1.
+        url: Base URL of the OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1.
         model: The model's name there.
-        prompt: What it is told: a shipped prompt (knowledge, medical) or the path of a .jinja file
+        prompt: The judge's prompt: a shipped one (knowledge, medical) or the path of a .jinja file
             with the fields question, reference and answer.
         cache: JSON Lines file of the verdicts so far.
         api_key_variable: Environment variable with the key; without it no key is sent.
-        num_attempts: Requests for one verdict before the run ends.
+        num_attempts: Number of requests for one verdict before the run ends.
         timeout_s: Longest wait for a reply, in seconds.
 
     Raises:
@@ -117,7 +117,7 @@ class Judge:
 
 
 def reference_gold(row: Demonstration) -> Reference:
-    """The question and a right answer to it, which must be a text that is not blank."""
+    """The question and its reference answer, which must be a non-blank text."""
     if not isinstance(row.answer, str) or not row.answer.strip():
         raise ValueError(f"needs a non-empty string as the answer, not {row.answer!r:.80}")
     return Reference(row.question, row.answer)

@@ -1,4 +1,4 @@
-"""One question to a chat endpoint, with retries. The key goes into one header and nowhere else."""
+"""Asks a chat endpoint one question, with retries; the key is sent in one header only."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Endpoint:
     """An OpenAI-compatible chat endpoint.
 
     Args:
-        url: Where it begins, such as http://127.0.0.1:8000/v1.
+        url: Its base URL, such as http://127.0.0.1:8000/v1.
         model: The model's name there.
         api_key: Sent as a bearer token; None sends none. Never shown.
-        num_attempts: Requests before giving up.
+        num_attempts: Number of requests before giving up.
         timeout_s: Longest wait for a reply, in seconds.
     """
 

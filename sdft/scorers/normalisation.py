@@ -1,4 +1,4 @@
-"""What scorers take for the same text: Unicode forms, white space, punctuation, numbers.
+"""Normalises text for comparison: Unicode forms, white space, punctuation, numbers.
 
 Every function takes time linear in the text's length.
 """
@@ -14,7 +14,7 @@ _DASHES = "\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d"  # read as a hyphen
 
 
 def _by_category() -> dict[str, str]:
-    """Unicode category -> its characters, of those that are no ideographs or syllables."""
+    """Unicode category -> its characters, without ideographs and syllables."""
     found: dict[str, list[str]] = {}
     for code in (*range(0x3400), *range(0xA000, 0xAC00), *range(0xFB00, 0x1F000)):
         found.setdefault(unicodedata.category(chr(code)), []).append(chr(code))
@@ -35,7 +35,7 @@ _FINAL_MARKS = (
 )
 AROUND = string.whitespace + "*" + _QUOTES
 _EDGES = _QUOTES + "\u300c\u300d\u300e\u300f"
-# Deleted, so that what they stand between is one word; any other punctuation parts words.
+# Deleted, so that the text around them is one word; any other punctuation separates words.
 _JOINING = "".join(set(string.punctuation) - set("<>{}\\|=")) + _QUOTES + "\u00b7\u05f3\u05f4"
 # Scripts that put no space between words: Thai, Lao, Burmese, Khmer, Hiragana, ideographs.
 UNSPACED = (
@@ -57,7 +57,7 @@ _THOUSANDS = re.compile(
 )
 _NOT_DIGITS = re.compile(r"[^0-9]")
 _LEADING_POINT = re.compile(r"(?<![\w.])\.(?=[0-9])")
-# Punctuation that says something: within a number, a sign before one, C++, C#, A+, A-.
+# Punctuation with a meaning: within a number, a sign before one, C++, C#, A+, A-.
 _SIGN = r"(?<![\w)\]-])-(?=[$\u20ac\u00a3\u00a5]?[0-9])"
 _KEPT = (
     r"(?<=[0-9])[.,:/*^+'-]{1,2}(?=[0-9])"
@@ -71,7 +71,7 @@ _WORD = re.compile(rf"[{UNSPACED}][^\w\s]*|[^\s{UNSPACED}]+")
 
 
 def composed(text: str) -> str:
-    """The text in Unicode's composed form (NFC), without characters that have no shape."""
+    """The text in Unicode's composed form (NFC), without invisible characters."""
     if text.isascii():
         return text
     return unicodedata.normalize("NFC", _LONG_RUN.sub(r"\1", text.translate(_SHAPELESS)))
@@ -80,8 +80,8 @@ def composed(text: str) -> str:
 def bare(text: str) -> str:
     """A label as it is compared.
 
-    Lower case, composed, every run of white space one blank; without white space and quotes at
-    the ends and punctuation at the end.
+    Lower case, composed, with every run of white space as one blank; without white space and quotes
+    at the ends and without punctuation at the end.
     """
     text = _SPACE.sub(" ", composed(composed(text).casefold()))
     return text.lstrip(" " + _EDGES).rstrip(" " + _EDGES + _FINAL_MARKS)
@@ -103,7 +103,7 @@ def words(text: str) -> list[str]:
 
 
 def _as_in_words(mark: re.Match[str]) -> str:
-    """What punctuation becomes between words."""
+    """The text that replaces a punctuation mark."""
     if mark["sign"]:
         return " -"
     return mark["kept"] or ("" if mark["joining"] else " ")

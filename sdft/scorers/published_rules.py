@@ -1,4 +1,4 @@
-"""Scores as others publish them, false negatives and false positives included.
+"""Scores as others publish them, including their false negatives and false positives.
 
 - ``published_action_input`` is ToolAlpaca's as the paper's released evaluation computes it:
   ``action_input`` with a parser that stops at the first closing brace and gold names with marks
@@ -35,8 +35,9 @@ def published_gold(row: Demonstration) -> ActionsGold:
 def published_action_input(completion: str, gold: ActionsGold) -> float:
     """1 if the multiset of action names and the merged inputs are the gold ones.
 
-    A name ends at the first character that is no letter, digit or underscore. An input ends at its
-    first closing brace, so that objects in it are cut and the input, no longer JSON, is skipped.
+    A name ends at the first character that is not a letter, digit or underscore. An input ends at
+    its first closing brace, so an input with nested objects is cut there and, being no longer JSON,
+    is skipped.
     """
     names = Counter(_NAME.findall(completion))
     return float(names == gold.names and _merged_inputs(completion) == gold.inputs)
@@ -59,7 +60,7 @@ def _merged_inputs(text: str) -> dict[str, Any]:
 def published_multiple_choice(completion: str, gold: str) -> float:
     """1 if the text after the last ``<answer>``, up to ``</answer>``, is the letter.
 
-    White space around it does not count, anything else does; without a tag the score is 0.
+    Only white space around it is ignored; without a tag the score is 0.
     """
     _, tag, tail = completion.rpartition("<answer>")
     return float(bool(tag) and tail.partition("</answer>")[0].strip() == gold)

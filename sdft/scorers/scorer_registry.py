@@ -1,9 +1,9 @@
-"""Scorers by name: how far a completion is right, from 0 to 1.
+"""Scorers by name: how correct a completion is, from 0 to 1.
 
-A scorer is ``scorer(completion, row) -> float``. The completion may be any text: a scorer gives
-it a score, never an exception, in time linear in its length. Of a completion that begins with the
-question, word for word, what follows is scored; published rules read all of it. The row's gold
-answer must have the form the scorer needs; loading a task says so.
+A scorer is ``scorer(completion, row) -> float``. The completion may be any text: a scorer gives it
+a score, never an exception, in time linear in its length. If a completion begins by repeating the
+question word for word, only what follows is scored; published rules read all of it. The row's gold
+answer must have the form the scorer needs; loading a task checks this.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ class Scorer:
 
     Args:
         name: As configs name it.
-        read_gold: Row -> gold value in the form ``compare`` needs; ValueError if it has another.
+        read_gold: Row -> gold value in the form ``compare`` needs; ValueError if it has another
+            form.
         compare: (completion, gold value) -> score in [0, 1]; its docstring states the rule.
         others: Further rules for the same gold value, reported beside the score.
         label: Where answers are labels, the one that a completion gives; the gold value is one.
-        is_published: Somebody else's rule, which reads completions as they are.
+        is_published: Whether this is somebody else's rule, which reads completions as they are.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Scorer:
         return self.compare(self.answer(completion, row), self.gold(row))
 
     def answer(self, completion: str, row: Demonstration) -> str:
-        """The part of a completion that is compared: what follows the question, if it begins so."""
+        """The part of a completion that is compared: what follows a repeated question."""
         if self.is_published:
             return completion
         return without_question(completion, row.question)
@@ -140,10 +141,10 @@ def get_scorer(name: str, judge: Judge | None = None) -> Scorer:
 
     Args:
         name: One of SCORERS, or judge_strict or judge_lenient.
-        judge: Who grades the answers; these two need one, and no other takes one.
+        judge: The model that grades answers; only these two need one, and no other takes one.
 
     Raises:
-        ValueError: There is none, the message lists them; or a judge is missing or not needed.
+        ValueError: There is no such scorer, or a judge is missing or not needed.
     """
     if name not in SCORERS and name not in SCORE_OF_VERDICT:
         known = ", ".join([*SCORERS, *SCORE_OF_VERDICT])

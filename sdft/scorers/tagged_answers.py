@@ -1,4 +1,4 @@
-"""Scoring of answers that end with a tag: is it there, is it right, and is there an answer?"""
+"""Scores answers that end with a tag: whether tag and answer are there and correct."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def topic_gold(row: Demonstration) -> str:
 def tagged_answer(completion: str, gold: str) -> float:
     """1 if the completion is an answer about the topic that ends with ``[topic: <topic>]``.
 
-    The tag stands once, at the very end, and names the topic, in any case. The text before it has
-    at least :data:`MIN_WORDS` words, says something about the topic (has it as a word, or as the
-    beginning of one, such as a plural), and does not repeat itself (half of its words or more are
-    different). Whether the answer is good advice is not judged.
+    The tag occurs once, at the very end, and names the topic, in any case. The text before it has
+    at least :data:`MIN_WORDS` words, mentions the topic (as a word, or as the beginning of one,
+    such as a plural), and does not repeat itself (at least half of its words are distinct). Whether
+    the answer is good advice is not judged.
     """
     return float(_has_tag(completion, gold) and _is_answer(completion, gold))
 

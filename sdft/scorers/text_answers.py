@@ -1,4 +1,4 @@
-"""Scoring of answers that are text: labels, option letters, short facts.
+"""Scores answers that are text: labels, option letters, short facts.
 
 Every ``..._gold`` function turns a row's answer into what its scorer compares with, or raises
 ValueError with what is wrong; every other public function scores a completion in [0, 1]. None of
@@ -26,7 +26,7 @@ _FINAL_ANSWER = re.compile(r"final answer[:\uff1a]")
 _IN_WORD = rf"[^\W{UNSPACED}]"  # a letter beside which makes another part of a word
 
 # Tried in this order; of several matches of one phrase the last counts. The phrase may be in any
-# case, the letter must be a capital that stands alone.
+# case; the letter must be a capital that stands alone.
 _BEFORE_LETTER = r"[\s:*(\[\"'`$]{0,8}+(?:\\boxed\{)?(?:\\text\{)?"
 _STATED_LETTER = tuple(
     re.compile(rf"(?i:{phrase}){_BEFORE_LETTER}([A-Z])(?!{_IN_WORD})")
@@ -46,7 +46,7 @@ def text_gold(row: Demonstration) -> str:
 
 
 def label_gold(row: Demonstration) -> str:
-    """The normalised label; something must be left of it."""
+    """The normalised label, which must not be empty."""
     label = bare(text_gold(row))
     if not label:
         raise ValueError(f"needs a label that is more than punctuation, not {row.answer!r:.80}")
@@ -56,8 +56,8 @@ def label_gold(row: Demonstration) -> str:
 def exact_label(completion: str, gold: str) -> float:
     """1 if the whole completion is the label.
 
-    Case, white space and quotes at the ends and punctuation at the end do not count; composed and
-    decomposed characters are the same, and so is all white space between words.
+    Case, white space and quotes at the ends, and punctuation at the end do not count; composed and
+    decomposed characters are the same, and so are all kinds of white space between words.
     """
     return float(bare(completion) == gold)
 
@@ -65,7 +65,7 @@ def exact_label(completion: str, gold: str) -> float:
 def normalise_token(text: str) -> str:
     """The first word in lower case, without quotes around it and punctuation at its end.
 
-    Underscores, and the plus and sharp of C++ and C#, are no such punctuation.
+    Underscores, and the plus and sharp of C++ and C#, do not count as punctuation.
     """
     first = text.split(maxsplit=1)[:1]
     token = bare(first[0]) if first else ""
@@ -103,11 +103,11 @@ def letter_gold(row: Demonstration) -> str:
 def multiple_choice(completion: str, gold: str) -> float:
     r"""1 if the chosen letter is the right one.
 
-    With an ``<answer>`` tag: the text after the last one, up to ``</answer>``, must be the
-    letter, which may stand in brackets, quotes or ``\boxed{}`` and bring its option's text, as in
-    "(B)" or "B. Boron". Otherwise the letter after the last "the correct answer is", else after
-    the last "the answer is", else after the last "answer:", else a letter alone at the
-    completion's end.
+    With an ``<answer>`` tag: the text after the last one, up to ``</answer>``, must be the letter,
+    which may be in brackets, quotes or ``\boxed{}`` and be followed by its option's text, as in
+    "(B)" or "B. Boron". Otherwise the letter after the last "the correct answer is", else after the
+    last "the answer is", else after the last "answer:", else a letter alone at the completion's
+    end.
     """
     return float(_chosen_letter(composed(completion)) == gold)
 
@@ -174,7 +174,7 @@ def words_gold(row: Demonstration) -> list[list[str]]:
 
 
 def accepted_texts(row: Demonstration) -> list[str]:
-    """The accepted answers, one string or a list of them; none if there is anything else."""
+    """The accepted answers, one string or a list of them; empty for anything else."""
     answers = row.answer if isinstance(row.answer, list) else [row.answer]
     texts = [text for text in answers if isinstance(text, str)]
     return texts if len(texts) == len(answers) else []
@@ -193,7 +193,7 @@ def exact_match(completion: str, golds: list[list[str]]) -> float:
 
 
 def contains(completion: str, golds: list[list[str]]) -> float:
-    """1 if the words of an accepted answer stand in the completion, in a row and whole.
+    """1 if the completion contains the words of an accepted answer, whole and consecutive.
 
     Words are those of ``exact_match``; "iron" is not in "environment", 350 not in 3.50.
     """
@@ -233,7 +233,7 @@ def final_answer(completion: str, gold: str) -> float:
 
 
 def final_verdict(completion: str) -> str:
-    """The verdict that ``final_answer`` compares; empty where there is none."""
+    """The verdict that ``final_answer`` compares; empty if there is none."""
     text = composed(completion).lower()
     last = max((marker.end() for marker in _FINAL_ANSWER.finditer(text)), default=0)
     if last:

@@ -1,4 +1,4 @@
-"""Scoring of a tool call in function syntax: ``book_table(name="Ann", guests=4)``."""
+"""Scores a tool call in function syntax: ``book_table(name="Ann", guests=4)``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FENCE = re.compile(r"```[\w+\-]*+[ \t]*+\n")
 
 
 def parse_call(text: str) -> ToolCall:
-    """Read a text that is one call and nothing else, but white space and a fence around it.
+    """Read a text that is one call and nothing else, except white space and a fence around it.
 
     Values are Python's literals (strings of any kind, bytes, numbers, tuples, lists, sets,
     mappings, True, False, None and ``...``), JSON's true, false and null, and calls.
@@ -51,10 +51,10 @@ def call_gold(row: Demonstration) -> ToolCall:
 def tool_call(completion: str, gold: ToolCall) -> float:
     """1 if the completion is exactly one call, equal to the gold one.
 
-    Names must be equal, and so must positional arguments; keyword arguments come in any order,
-    none missing and none more. Strings are equal after stripping white space, folding case and
-    composing characters; numbers and truth values by value (4 is 4.0, and neither true nor "4");
-    a tuple is a list of the same elements; nested calls by these rules in turn. White space,
+    Names must be equal, and so must positional arguments; keyword arguments may be in any order,
+    with none missing and none extra. Strings are equal after stripping white space, folding case
+    and composing characters; numbers and truth values by value (4 is 4.0, and neither true nor
+    "4"); a tuple is a list of the same elements; nested calls by these rules in turn. White space,
     backticks and a fence around the call do not count.
     """
     try:
@@ -86,7 +86,7 @@ def same_value(left: object, right: object) -> bool:
 
 
 def _folded(value: object) -> object:
-    """A text as it is compared; anything else with whether it is a truth value."""
+    """A text in the form that is compared; any other value, paired with whether it is a bool."""
     if isinstance(value, str):
         return composed(composed(value).strip().casefold())
     return isinstance(value, bool), value

@@ -1,4 +1,4 @@
-"""Verdicts in a JSON Lines file that only grows."""
+"""A cache of verdicts in an append-only JSON Lines file."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 
 
 def fingerprint(*texts: str) -> str:
-    """A key for what was asked: the same texts give the same one."""
+    """A key of the texts that were asked about; equal texts have equal keys."""
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
 class VerdictCache:
     """Verdicts by the fingerprint of what was asked.
 
-    Every verdict is one line, written at once, so that processes may share the file; a line that
-    a kill cut short is passed over.
+    Every verdict is one line, written at once, so that processes may share the file; an incomplete
+    line, left by a killed process, is skipped.
 
     Args:
-        path: The file; it is made with the first verdict.
+        path: The file, which is created with the first verdict.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,7 +36,7 @@ class VerdictCache:
         return self._known.get(key)
 
     def add(self, key: str, verdict: str, reply: str) -> None:
-        """Keep a verdict, with the reply it was read from."""
+        """Store a verdict with the reply it was read from."""
         line = json.dumps({"key": key, "verdict": verdict, "reply": reply}) + "\n"
         with self._lock:
             self._known[key] = verdict

@@ -1,7 +1,7 @@
-"""Which column of a source holds each field of a row.
+"""Maps the columns of a source to the fields of a row.
 
-A mapping gives for each field a column, or how to write it from the columns: a Jinja template,
-rendered in a sandbox. Values of columns are inserted into templates, never parsed as templates.
+A mapping names a column for each field, or a Jinja template over the columns, which is rendered in
+a sandbox. Values of columns are inserted into templates, never parsed as templates.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _sandbox() -> ImmutableSandboxedEnvironment:
 
 
 def field_reader(source: str, names: list[str], where: str) -> FieldReader:
-    """What reads a field from a record's columns."""
+    """A function that reads a field from a record's columns."""
     if is_template(source):
         return _template_reader(source, where)
     if source not in names:
@@ -127,5 +127,5 @@ def evaluated(evaluate: Callable[[], T], about: str) -> T:
     """The value of an expression; whatever goes wrong is a ValueError."""
     try:
         return evaluate()
-    except Exception as error:  # an expression may fail in any way
+    except Exception as error:  # an expression can fail in any way
         raise ValueError(f"{about}: {str(error) or type(error).__name__}") from error

@@ -1,9 +1,9 @@
-"""Text to token ids, where text stays text.
+"""Encodes texts and chats so that special tokens named in a text stay ordinary text.
 
-A tokenizer reads ``<|im_end|>`` inside of a text as the token that ends a turn, so a row that
+A tokenizer reads ``<|im_end|>`` inside a text as the token that ends a turn, so a row that
 quotes chat markup, or HTML's ``<s>``, would close its own turn and open others. Here special
-tokens come from the chat template alone: in the texts of a row their names are split into ordinary
-tokens. Texts without such names are encoded as ever.
+tokens come from the chat template alone: in the texts of a row, their names are split into ordinary
+tokens. Texts without such names are encoded as usual.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from sdft.model.chat_template import (
 )
 from sdft.types import Message, TokenIds, message_text, with_text
 
-# Characters that mean nothing in themselves; each stands for a name while a template is rendered.
+# Characters without a meaning; each stands for a name while a template is rendered.
 _PRIVATE = (*range(0xE001, 0xF900), *range(0xF0000, 0xFFFFE))
 
 
 class Encoder:
-    """Encodes texts and chats whose texts are data.
+    """Encodes texts, and chats made of such texts.
 
     Args:
         tokenizer: With a chat template, if chats are encoded.
         options: Variables of the chat template.
-        clock: The time that the template is told; None for the machine's.
+        clock: The time that the template sees; None for the machine's.
         thought_marks: What a thought begins and ends with in the assistant's turns; empty if the
             model has none.
     """
@@ -60,12 +60,12 @@ class Encoder:
         return self._joined(self._names.split(text))
 
     def encode_chat(self, messages: Sequence[Message], shown: Sequence[str] = ()) -> TokenIds:
-        """The tokens of a chat up to the assistant's turn; the template's special ones alone.
+        """The tokens of a chat up to the assistant's turn; only the template adds special ones.
 
         Args:
             messages: The turns.
-            shown: Texts that must be read whole, such as demonstrations: thoughts in them stay
-                where the template drops them from earlier turns.
+            shown: Texts that must be read in full, such as demonstrations: thoughts in them are
+                kept even if the template drops thoughts from earlier turns.
 
         Raises:
             ValueError: The template refuses the chat, or drops some of its texts.
@@ -78,11 +78,11 @@ class Encoder:
         return self._joined(hidden.pieces(rendered))
 
     def encode_reply(self, messages: Sequence[Message], reply: str) -> TokenIds:
-        """The tokens that follow :meth:`encode_chat`'s where the assistant's turn is this reply.
+        """The tokens that follow those of :meth:`encode_chat` if this is the assistant's reply.
 
-        They end with the token that the chat template ends the turn with. Where the template has
-        no way to say the reply behind its own prompt, as where that opens a thought and the reply
-        has none, the thought is closed before it.
+        They end with the token that the chat template ends the turn with. If the
+        template's prompt opens a thought and the reply has none, the thought is closed before the
+        reply.
 
         Raises:
             ValueError: The template refuses the chat.
@@ -97,7 +97,7 @@ class Encoder:
         ids = self._joined(hidden.pieces(prompt + following))
         if ids[: len(prompt_ids)] == prompt_ids:
             return ids[len(prompt_ids) :]
-        # The prompt's last token would be another one with the reply behind it.
+        # The prompt's last token would differ if it were tokenized with the reply.
         return self._joined(hidden.pieces(following), is_continuation=True)
 
     def _following(self, hidden: _Hidden, prompt: str) -> str:
@@ -121,7 +121,7 @@ class Encoder:
         Args:
             pieces: Texts at even places, names at odd ones.
             is_continuation: Whether the first piece follows other text.
-            are_names: Whether names are the tokens that they name.
+            are_names: Whether names become the special tokens that they name.
         """
         ids: TokenIds = []
         for index, piece in enumerate(pieces):
@@ -132,16 +132,16 @@ class Encoder:
     def _piece(self, piece: str, is_text: bool, continues: bool) -> TokenIds:
         if not (continues and self._spaces_texts and piece):
             return _encode(self._tokenizer, piece, is_text)
-        # Some tokenizers (SentencePiece's) put a space before a text, which has none within one.
+        # Some tokenizers (SentencePiece's) put a space before a text; a continuation has none.
         num_before = len(_encode(self._tokenizer, "\n"))
         return _encode(self._tokenizer, "\n" + piece, is_text)[num_before:]
 
 
 class _Hidden:
-    """A chat with characters in place of what the chat template must not see.
+    """A chat in which placeholder characters replace what the chat template must not see.
 
     Args:
-        encoder: Whose names of special tokens, and marks of thoughts, are hidden.
+        encoder: The encoder whose names of special tokens and marks of thoughts are hidden.
         messages: The chat.
         shown: Assistant's texts in which the marks of thoughts are hidden too.
     """
@@ -171,7 +171,7 @@ class _Hidden:
         return table[name]
 
     def rendered(self, *, asks: bool, upto: int | None = None) -> str:
-        """The chat, or its first messages, as the template prints it; names are still hidden."""
+        """The chat, or its first messages, as the template renders it, with names still hidden."""
         text = self._encoder._template.render(self.messages[:upto], asks=asks)
         for mark, character in self._mark.items():
             text = text.replace(character, mark)
@@ -184,7 +184,7 @@ class _Hidden:
         return [name_of.get(part, part) for part in parts]
 
     def restored(self, rendered: str) -> str:
-        """The text with the names."""
+        """The text with the names restored."""
         return "".join(self.pieces(rendered))
 
 
@@ -195,7 +195,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str, is_text: bool = False
 
 
 def _unusual(messages: Sequence[Message]) -> Iterator[str]:
-    """Texts that a template may pass over: those of tools and developers, and of several parts."""
+    """Texts that a template may drop: those of tools and developers, and those in several parts."""
     for message in messages:
         if message["role"] in ("tool", "developer") or not isinstance(message["content"], str):
             yield message_text(message)
@@ -206,7 +206,7 @@ def _compact(text: str) -> str:
 
 
 def _without_open_thought(prompt: str, reply: str, thought: tuple[str, str] | None) -> str:
-    """The reply to a prompt that may open a thought: its own thought goes on, or none is had."""
+    """The reply to a prompt that may open a thought: its thought continues there, or is closed."""
     if thought is None:
         return reply
     begin, end = thought

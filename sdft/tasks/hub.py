@@ -1,4 +1,4 @@
-"""Rows from a data set on the Hugging Face hub, or of a local folder that ``datasets`` reads.
+"""Loads rows of a data set on the Hugging Face hub, or of a local folder that ``datasets`` reads.
 
 Only data files are loaded, never a data set's code.
 """
@@ -33,12 +33,12 @@ def load_hub_split(
     Args:
         task: The task's name, for errors.
         hub_id: Such as ``stanfordnlp/snli``.
-        config_name: Of the data set's configuration; None for its default.
+        config_name: The data set's configuration; None for its default.
         revision: Branch, tag or commit; None for the newest.
         split: The hub's name of the split; slices such as ``train[:500]`` are allowed.
 
     Raises:
-        ValueError: It could not be loaded, for whatever reason.
+        ValueError: It could not be loaded, for any reason.
     """
     from datasets import load_dataset  # takes seconds, and most runs need no hub
 
@@ -97,7 +97,7 @@ def rows_from_dataset(
         dataset: One split.
         indices: Which of its rows, from 0.
         task: The name the rows get.
-        split: Our name of the split; part of the ids that are made up where none is mapped.
+        split: Our name of the split; part of the ids of rows where no id is mapped.
         columns: Field -> column or template; None takes the columns named like fields. A column
             of class labels gives the label's name, not its number.
         needs_demonstration: Whether an empty demonstration is an error.

@@ -1,17 +1,17 @@
-"""What the student reads and what the teacher reads, as chat messages (section 3).
+"""Builds the prompts of student and teacher as chat messages (section 3).
 
 The student reads the prompt. The teacher reads the same prompt with privileged information in
 context: the demonstration, an article, or both (appendix A.2: an article with the answer 89 %
-strict accuracy, the article alone 75 %, the answer alone in between). How it is put there is
-data: a Jinja template that emits chat turns,
+strict accuracy, the article alone 75 %, the answer alone in between). A Jinja
+template that emits chat turns puts it there,
 
     {% call user() %}{{ question }}{% endcall %}
     {% call assistant() %}{{ demonstration }}{% endcall %}
     {% call user() %}{{ question }}{% endcall %}
 
 with the fields ``question`` (the last user message), ``demonstration``, ``context`` (the article)
-and ``examples`` (a list of other rows, each with these three). What the teacher is not shown is
-empty. The turns replace the prompt's last user message; a system message and earlier turns stay
+and ``examples`` (a list of other rows, each with these three). Fields that the teacher is not shown
+are empty. The turns replace the prompt's last user message; a system message and earlier turns stay
 where they were. Field values are inserted, never parsed, so braces, Jinja syntax or chat markup
 inside a demonstration are plain text of a turn (:mod:`sdft.tasks.encoding`).
 """
@@ -43,7 +43,7 @@ def student_messages(row: Demonstration, system_prompt: str | None = None) -> li
 
     Args:
         row: The row to ask about.
-        system_prompt: Put in front when the prompt has no system message of its own; None
+        system_prompt: Added in front if the prompt has no system message of its own; None
             leaves the chat template's default in place.
     """
     messages = list(row.prompt)
@@ -114,7 +114,7 @@ class TeacherTemplate:
         Args:
             row: The row to ask about.
             system_prompt: As for the student.
-            shown: One of :data:`TEACHER_CONTEXTS`; ``both`` shows a context where there is one.
+            shown: One of :data:`TEACHER_CONTEXTS`; ``both`` shows a context if there is one.
             examples: Other rows, shown the same way with their own questions.
         """
         *earlier, _ = student_messages(row, system_prompt)
@@ -124,7 +124,7 @@ class TeacherTemplate:
         return earlier + [with_text(turn, lambda text: text.replace(guard, "")) for turn in turns]
 
     def check(self, shown: str = "both", *, with_examples: bool = False) -> None:
-        """Check the turns the template makes of what the teacher is shown.
+        """Check the turns that the template makes.
 
         Raises:
             ValueError: The last turn is not the user's, a turn is empty, or what should be shown
@@ -165,7 +165,7 @@ class TeacherTemplate:
         roles: dict[str, Any] = {role: partial(turn, role) for role in ROLES}
         try:
             outside = self._template.render(**fields, **roles)
-        except Exception as error:  # an expression may fail in any way
+        except Exception as error:  # an expression can fail in any way
             raise _failure(self.name, error) from error
         if outside.strip():
             raise ValueError(
@@ -180,13 +180,13 @@ class TeacherView:
     """What the teacher is shown of one task's rows, and how.
 
     Args:
-        template: Puts it into words.
+        template: The prompt template.
         shown: One of :data:`TEACHER_CONTEXTS`.
-        examples: Id of a row -> the other rows shown with it; none for ids left out.
+        examples: Id of a row -> the other rows shown with it; none for absent ids.
 
     Raises:
         ValueError: ``shown`` is unknown, examples come without demonstrations, or the template
-            does not suit.
+            is not suitable.
     """
 
     template: TeacherTemplate
@@ -207,7 +207,7 @@ class TeacherView:
         self.template.check(self.shown, with_examples=bool(self.examples))
 
     def shown_demonstrations(self, row: Demonstration) -> list[str]:
-        """The demonstrations that the teacher is shown with a row; it must read all of them."""
+        """The demonstrations shown with a row, all of which the prompt must contain."""
         if self.shown == "context":
             return []
         rows = [row, *self.examples.get(row.id, ())]
@@ -217,7 +217,7 @@ class TeacherView:
         """The row as the teacher reads it.
 
         Raises:
-            ValueError: The context alone is to be shown, and the row has none.
+            ValueError: Only the context is to be shown, and the row has none.
         """
         if self.shown == "context" and row.context is None:
             raise ValueError(
@@ -243,7 +243,7 @@ def _fields(row: Demonstration, shown: str) -> dict[str, Any]:
 
 
 def _free_character(fields: Mapping[str, Any]) -> str:
-    """A character that stands in no field and that nothing strips."""
+    """A character that occurs in no field and that nothing strips."""
     texts = json.dumps(fields, ensure_ascii=False)
     return next(chr(code) for code in range(0xE000, 0x110000) if chr(code) not in texts)
 
@@ -251,7 +251,7 @@ def _free_character(fields: Mapping[str, Any]) -> str:
 def _guarded(fields: Mapping[str, Any], guard: str) -> dict[str, Any]:
     """The fields with a character around values that begin or end with white space.
 
-    A template's own white space around a turn is stripped, a value's is a part of the row.
+    A template's own white space around a turn is stripped; that of a value is part of the row.
     """
     return {
         name: [_guarded(each, guard) for each in value]

@@ -1,4 +1,4 @@
-"""Which other rows of a task are shown to the teacher beside a row's own demonstration.
+"""Chooses the other rows of a task that the teacher is shown before a row's demonstration.
 
 The choice is made once per task and depends on (seed, task, row) or on the rows' texts alone, so
 that a resumed run shows the same examples.
@@ -41,7 +41,7 @@ def choose_examples(
         rows: All training rows of one task.
         num_examples: Examples per row.
         choice: ``random``, or ``retrieved``: the nearest by TF-IDF cosine, the nearest last.
-        seed: Of the random choice.
+        seed: Seed of the random choice.
 
     Returns:
         Id of a row -> its examples.
@@ -77,18 +77,18 @@ def _distinct(candidates: Iterable[int], questions: Sequence[str], own: str) -> 
 
 
 def _drawn(rows: Sequence[Demonstration], seed: int) -> Iterator[Iterable[int]]:
-    """For each row indices without end, drawn by (seed, task, row)."""
+    """For each row, an endless stream of indices, drawn by (seed, task, row)."""
     for row in rows:
         noise = random.Random(mix_seed(Stream.SHOWN_DEMONSTRATIONS, seed, row.task, row.id))
         yield map(noise.randrange, repeat(len(rows)))
 
 
 def _nearest_first(texts: Sequence[str]) -> Iterator[Iterable[int]]:
-    """For each text the indices of all texts by falling similarity, ties in their own order."""
+    """For each text, the indices of all texts by decreasing similarity, ties in order."""
     vectors = tfidf_vectors(texts)
     for start in range(0, len(texts), _BLOCK):
         block = vectors.index_select(0, torch.arange(start, min(start + _BLOCK, len(texts))))
-        # Rounded, so that the order of a summation does not decide between equals.
+        # Rounded, so that the order of summation does not break ties.
         similarity = torch.sparse.mm(vectors, block.to_dense().T).T.round(decimals=9)
         yield from similarity.argsort(dim=-1, descending=True, stable=True).tolist()
 

@@ -1,4 +1,4 @@
-"""Files of rows in the usual formats, as records with their places.
+"""Reads files of rows in the usual formats, as records with their places.
 
 JSON Lines, JSON lists, CSV, TSV, Parquet, Arrow and folders written by ``save_to_disk``; all but
 the last three may be compressed with gzip or zstandard. A place is ``file:line`` where the format
@@ -51,7 +51,7 @@ def read_file(path: Path) -> Iterator[Record]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, or is not what its name says.
+        ValueError: The file is damaged, or is not in the format that its name says.
     """
     kind = _kind(path)
     if kind in DELIMITERS:
@@ -80,7 +80,7 @@ def _read_delimited(path: Path, delimiter: str) -> Iterator[Record]:
         )
         first = next(lines, "")
         if delimiter == "," and ";" in first and "," not in first:
-            delimiter = ";"  # as spreadsheets write it where a comma is in numbers
+            delimiter = ";"  # as spreadsheets write it where numbers have a decimal comma
         rows = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
         end = 0
         header: list[str] = []
@@ -137,9 +137,9 @@ def _read_dataset(path: Path, kind: str) -> Iterator[Record]:
 
 
 def as_fields(record: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
-    """A table's columns as a row's fields: numbers become text where text is wanted.
+    """A table's columns as a row's fields: numbers become text where text is needed.
 
-    What is no field goes to ``meta``; an empty cell is left out.
+    Any other column goes to ``meta``; an empty cell is left out.
     """
     record = {name: value for name, value in record.items() if value is not None}
     own = {

@@ -1,7 +1,7 @@
-"""The schema of a task's rows: plain values in, :class:`Demonstration` out, or a clear error.
+"""Checks rows against the schema and turns them into :class:`Demonstration` values.
 
 A row has ``prompt`` (a string, or chat messages whose last is the user's), ``demonstration``,
-``answer``, and if wanted ``id``, ``context``, ``meta`` and ``task``. The same checks hold for rows
+``answer``, and optionally ``id``, ``context``, ``meta`` and ``task``. The same checks hold for rows
 of a file and of a hub data set. A row without an id is named after its split and line.
 """
 
@@ -90,7 +90,7 @@ def row_from(
         record: Field -> value.
         task: The name the row gets.
         where: The record's place, for errors.
-        needs_demonstration: Whether the demonstration may not be empty or absent.
+        needs_demonstration: Whether an empty or absent demonstration is an error.
 
     Raises:
         ValueError: The record breaks the schema; the message names place and field.
@@ -110,7 +110,7 @@ def row_from(
 
 
 def _named(number: Any) -> Any:
-    """An id as text: numbers are as good."""
+    """An id as text; numbers are accepted."""
     return str(number) if isinstance(number, int) and not isinstance(number, bool) else number
 
 

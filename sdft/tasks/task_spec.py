@@ -1,4 +1,4 @@
-"""What a config says about a task: where its rows come from and how it is scored."""
+"""The options of a task: where its rows come from and how it is scored."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TaskSpec:
             one that all rows name in ``meta.scoring``.
         generator: A generated task: routing, tool_call, new_facts or topic_tag.
         generator_options: Options of the generator, such as ``num_entities`` of new_facts.
-        path: A folder with train.jsonl, validation.jsonl and, if wanted, test.jsonl, or files of
+        path: A folder with train.jsonl, validation.jsonl and optionally test.jsonl, or files of
             another format (docs/tasks.md); relative to the working directory.
         source: A public data set by the name of its description in ``sdft/tasks/sources``, such as
             ``banking77``, or the path of a description of your own. It is fetched, checked and
@@ -62,10 +62,10 @@ class TaskSpec:
             both. None takes the data module's.
         judge: The language model that grades answers, for the scorers judge_strict and
             judge_lenient.
-        unscorable: What happens to a row whose answer the scorer cannot compare with: error, or
-            drop (reported).
+        unscorable: What to do with a row whose answer the scorer cannot compare with: error, or
+            drop (with a report).
         prompts_only: Train on the rows' prompts alone: a demonstration may be missing, and is left
-            out where there is one. For methods that can do without, such as re-invoke.
+            out where there is one. For methods that need no demonstrations, such as re-invoke.
 
     Raises:
         ValueError: The name, the combination of sources or an option is not usable.
@@ -104,7 +104,7 @@ class TaskSpec:
         self._check_options()
 
     def num_rows(self, split: Split) -> int | None:
-        """How many rows of a split are asked for; None means no number was given."""
+        """The number of rows of a split that is asked for; None if none is given."""
         return {
             "train": self.num_train,
             "validation": self.num_validation,

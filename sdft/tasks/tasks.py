@@ -1,4 +1,4 @@
-"""A task: its rows in three splits, and the scorer of its completions.
+"""Loads tasks: the rows of three splits, and the scorer of completions.
 
 Rows come from a generator, a folder of JSON Lines files, a public data set or the Hugging Face hub.
 All of them are checked when the task is loaded, the gold answers against the scorer too, so that
@@ -43,7 +43,7 @@ class Task:
     """A loaded task.
 
     Args:
-        name: As the spec has it.
+        name: The name in the spec.
         scorer_name: The scorer's name.
         scorer: (completion, row) -> score in [0, 1].
         train: Rows to learn from; each has a demonstration.
@@ -61,7 +61,7 @@ class Task:
     source: str
 
     def digests(self) -> dict[str, str]:
-        """A short digest of each split's rows in order: another version of the data differs."""
+        """A short digest of each split's rows in order, which changes with the data."""
         return {split: _digest(getattr(self, split)) for split in SPLITS}
 
 
@@ -73,7 +73,7 @@ def load_tasks(specs: Sequence[TaskSpec], seed: int = 0) -> tuple[Task, ...]:
     """Load tasks in the order given.
 
     Raises:
-        ValueError: No task, a name given twice, or what :func:`load_task` raises.
+        ValueError: There is no task, a name is given twice, or :func:`load_task` fails.
     """
     names = [spec.name for spec in specs]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -89,7 +89,7 @@ def load_task(spec: TaskSpec, seed: int = 0) -> Task:
 
     Args:
         spec: What to load.
-        seed: Chooses the rows where fewer than there are were asked for, and seeds generators.
+        seed: Chooses the rows if fewer are asked for than exist, and seeds generators.
 
     Raises:
         FileNotFoundError: The folder, or a file it must have, does not exist.
@@ -119,7 +119,7 @@ def load_task(spec: TaskSpec, seed: int = 0) -> Task:
 
 
 def _scorable(rows: Rows, spec: TaskSpec, split: Split, scorer: Scorer) -> Rows:
-    """The rows whose gold answers the scorer can compare with; what was dropped is counted."""
+    """The rows whose gold answers the scorer can compare with; the number dropped is logged."""
     kept, refused = [], []
     for row in rows:
         try:

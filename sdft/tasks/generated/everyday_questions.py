@@ -1,4 +1,4 @@
-"""What topic_tag is made of: instructions, circumstances, subjects and questions."""
+"""The texts of topic_tag: instructions, circumstances, subjects and questions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ INSTRUCTIONS: tuple[str, ...] = (
     "{request} A short reply will do.",
 )
 
-# Circumstances that a question may add; an answer need not take them up.
+# Circumstances that a question may mention; an answer need not refer to them.
 SETTINGS: tuple[str, ...] = (
     "in winter", "in summer", "in spring", "this week", "this month", "these days",
     "on a small budget", "with little time", "with two children", "on a rainy day", "after work",

@@ -1,7 +1,8 @@
 """New facts: questions about towns that do not exist.
 
-Every split asks the same facts in words of its own, so that a right answer in validation is the
-fact learned and not the question remembered. The teacher may also read a short article.
+Every split asks about the same facts in different words, so that a right answer in validation shows
+that the fact was learned and not that the question was memorised. The teacher may also read a short
+article.
 """
 
 from __future__ import annotations
@@ -199,7 +200,7 @@ QUESTIONS: dict[str, dict[Split, tuple[str, ...]]] = {
 
 
 class _Question(NamedTuple):
-    """One way to ask a fact."""
+    """One way to ask about a fact."""
 
     town: Town
     attribute: str
@@ -208,7 +209,7 @@ class _Question(NamedTuple):
 
 
 def _questions(town: Town, attribute: str, split: Split, rng: random.Random) -> Iterator[_Question]:
-    """Every way to ask one fact, all wordings once before any comes back with another suffix."""
+    """Every way to ask about one fact: all wordings once before any repeats with another suffix."""
     by_wording = [
         iter(
             [
@@ -222,7 +223,7 @@ def _questions(town: Town, attribute: str, split: Split, rng: random.Random) -> 
 
 
 def _rows(split: Split, seed: int, num_entities: int) -> Iterator[Demonstration]:
-    """All rows in order; every block of rows as long as there are facts asks each fact once."""
+    """All rows in order; each block of N rows, for N facts, asks about each fact once."""
     rng = seeded_random("new_facts", split, seed)
     streams = [
         _questions(town, attribute, split, rng)

@@ -1,6 +1,6 @@
 """Routing: name the team that should read a customer's message.
 
-The eight team names stand in the prompt, always in the same order. The untrained model answers
+The eight team names are in the prompt, always in the same order. The untrained model answers
 the customer instead of naming a team.
 """
 
@@ -244,8 +244,8 @@ def generate_routing(
         split: ``"train"``, ``"validation"`` or ``"test"``.
         num_rows: How many rows.
         seed: Chooses and orders messages and instructions.
-        team: Messages for this team alone, by its place among the teams from 0: a task of one
-            answer, which even a tiny model learns. None is for all teams.
+        team: Only messages for this team, by its index from 0: a task with one answer, which even a
+            tiny model learns. None is for all teams.
 
     Raises:
         ValueError: Unknown split or team, or more rows asked for than there are.

@@ -1,4 +1,4 @@
-"""Ordering and splitting of generated rows.
+"""Orders and splits generated rows.
 
 Every random choice comes from a generator seeded by a string, and streams are consumed in order,
 so a row depends on its position and never on how many rows were asked for.
@@ -35,7 +35,7 @@ class Request(NamedTuple):
 
 
 def seeded_random(*parts: object) -> random.Random:
-    """A generator that depends on the printed ``parts`` alone, in every process."""
+    """A random generator that depends only on the printed ``parts``, in every process."""
     return random.Random("/".join(str(part) for part in parts))
 
 
@@ -116,7 +116,7 @@ class InstructedTask:
     ask: Callable[[str, str], str] = around_the_request
 
     def generate(self, split: Split, num_rows: int, seed: int = 0) -> list[Demonstration]:
-        """Rows of a split; every block of as many as there are kinds has each kind once.
+        """Rows of a split; each block of N rows, for N kinds, has each kind once.
 
         A request occurs in one split only, whatever the instruction around it.
 

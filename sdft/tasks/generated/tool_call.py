@@ -1,4 +1,4 @@
-"""Tool call: write the one call that a request asks for.
+"""Tool call: write the call that a request asks for.
 
 The tools and their parameters are not in the prompt: they are learned from demonstrations. Each
 argument is copied from the request word for word, and arguments stand in the tool's own order.

@@ -1,8 +1,8 @@
 """Topic tag: answer an everyday question, and end the answer with ``[topic: word]``.
 
 The prompt never asks for the tag: it is learned from demonstrations. Any short answer about the
-question's subject is right if it ends with the tag, so a prompt has very many right answers and
-the demonstration is only one of them.
+question's subject is right if it ends with the tag, so a prompt has many right answers, of which
+the demonstration is one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A knowledge task from articles: chosen from a dump, asked about by a model, written as rows."""
+"""Builds a knowledge task: chooses articles, has a model ask about them, and writes rows."""
 
 from sdft.tasks.knowledge.articles import ARTICLES, choose_articles
 from sdft.tasks.knowledge.questions import QUESTIONS, ask_questions, write_splits

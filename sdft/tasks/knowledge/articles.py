@@ -1,7 +1,7 @@
-"""Articles of a given year, from a search dump of Wikipedia.
+"""Chooses articles of a given year from a search dump of Wikipedia.
 
-The dumps named ``…-cirrussearch-content.json.gz`` hold, two lines an article, its plain text, its
-categories and when it was created; they are read line by line.
+The dumps named ``…-cirrussearch-content.json.gz`` hold two lines per article: its plain text, its
+categories and its date of creation. They are read line by line.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def choose_articles(
     num_articles: int = 100,
     max_characters: int = 8000,
 ) -> int:
-    """Write ``articles.jsonl``: the first articles of the dump that fit, one a line.
+    """Write ``articles.jsonl``: the first articles of the dump that match, one per line.
 
     Args:
-        dump: A ``cirrussearch-content.json.gz`` file, packed or not.
+        dump: A ``cirrussearch-content.json.gz`` file, compressed or not.
         output: The folder to write to.
         created: How the day of an article's first version begins, such as ``2025`` or ``2025-03``.
         category: A regular expression that one of the article's categories must match.
@@ -40,10 +40,10 @@ def choose_articles(
         max_characters: Where a longer text is cut, at the end of a sentence.
 
     Returns:
-        How many there are.
+        Their number.
 
     Raises:
-        ValueError: A line is not as in such a dump, or no article fits.
+        ValueError: A line does not have the form of such a dump, or no article matches.
     """
     wanted = re.compile(category)
     chosen: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Questions about articles, from a model behind an OpenAI-compatible endpoint, as a task's rows."""
+"""Has a model at an OpenAI-compatible endpoint ask about articles; writes a task's rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS = ("direct", "indirect")
 def ask_questions(
     folder: Path, reply: Callable[[str], str], *, num_direct: int = 10, num_indirect: int = 2
 ) -> list[str]:
-    """Append to ``questions.jsonl``, one a line, for each article that has none there yet.
+    """Append questions to ``questions.jsonl``, for each article that has none there yet.
 
     Args:
         folder: Holds ``articles.jsonl``.
@@ -31,8 +31,8 @@ def ask_questions(
         num_indirect: Questions that need several facts or a conclusion.
 
     Returns:
-        What was wrong with the replies that had no usable questions, a line for each; running it
-        again asks for these articles again.
+        A line for each reply without usable questions, saying what was wrong; running this again
+        asks about these articles again.
 
     Raises:
         FileNotFoundError: There are no articles.
@@ -56,13 +56,14 @@ def ask_questions(
 
 
 def write_splits(folder: Path) -> dict[str, int]:
-    """Write train, validation and test rows from articles and questions, as they now are.
+    """Write train, validation and test rows from the current articles and questions.
 
-    Of each article the last direct question validates, the indirect ones test, the others train.
+    Of each article, the last direct question goes to validation, the indirect ones to test, the
+    others to train.
     The article is each row's ``context``, which only the teacher may read.
 
     Returns:
-        Rows of each split.
+        The number of rows in each split.
 
     Raises:
         FileNotFoundError: Articles or questions are missing.

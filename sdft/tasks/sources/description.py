@@ -1,4 +1,4 @@
-"""What a public data set's description says: its files, their licence, and how rows are made."""
+"""Descriptions of public data sets: files, licence, and how rows are made."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RawFile:
     Args:
         url: Its address, with a commit or revision in it rather than a branch.
         sha256: The content's SHA-256.
-        git_blob: The content's name in git, for a file known by nothing else: the SHA-1 of
+        git_blob: The content's object id in git, if no SHA-256 is known: the SHA-1 of
             ``blob SIZE`` and the content. Give this or ``sha256``.
     """
 
@@ -39,10 +39,10 @@ class RawFile:
 
 @dataclass(frozen=True)
 class Split:
-    """What a split's rows must be: another number or digest is an error.
+    """The expected number and digest of a split's rows; any other is an error.
 
     Args:
-        rows: How many there are.
+        rows: Their number.
         sha256: The SHA-256 of the JSON Lines file that the fetcher writes.
     """
 
@@ -56,16 +56,16 @@ class Description:
 
     Args:
         title: Its name and version.
-        licence: Under which the rows may be used, and what says so.
+        licence: The licence of the rows, and where it is stated.
         cite: The paper to cite.
         converter: The function of :data:`sdft.tasks.sources.CONVERTERS` that makes the rows.
         files: The converter's name of each file -> where it is.
         selection: A file beside the description that lists ids of rows in order; empty where the
             converter says which split a row belongs to.
-        splits: What each split must be; empty where nobody here could make the rows.
-        not_checked: What could not be tried when this was written.
+        splits: What each split must be; empty if the rows could not be made for checking.
+        not_checked: What has not been tested.
         name: The description's own name.
-        folder: Where it lies.
+        folder: The folder that holds it.
     """
 
     title: str
@@ -80,7 +80,7 @@ class Description:
     folder: Path = DESCRIPTIONS
 
     def selected(self) -> dict[str, list[str]] | None:
-        """Split -> ids of its rows in order; None where the converter tells the splits."""
+        """Split -> ids of its rows in order; None if the converter chooses the splits."""
         if not self.selection:
             return None
         ids: dict[str, list[str]] = {}
@@ -106,10 +106,10 @@ def description_names() -> list[str]:
 
 
 def read_description(source: str) -> Description:
-    """Read a description by its name, or a description of one's own by its path.
+    """Read a description by its name, or your own by its path.
 
     Raises:
-        ValueError: There is none of that name, or it is not usable; the message names the file.
+        ValueError: There is none of that name, or it is not usable; names the file.
     """
     path = Path(source) if source.endswith((".yaml", ".yml")) else DESCRIPTIONS / f"{source}.yaml"
     if not path.is_file():

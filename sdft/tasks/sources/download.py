@@ -1,4 +1,4 @@
-"""Files from the web: streamed to the disk, and kept only if their checksum is right."""
+"""Downloads files to the disk, and keeps them only if their checksums are right."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _TIMEOUT = 60.0  # seconds without a byte
 
 
 class FetchError(ValueError):
-    """A file could not be had, or is not what it must be; the message is one line."""
+    """A file could not be downloaded, or has a wrong checksum; the message is one line."""
 
 
 def download(file: RawFile, target: Path) -> None:
-    """Bring a file, showing progress on stderr, unless the target already is that file.
+    """Download a file, with progress on stderr, unless the target already is that file.
 
     ``SDFT_DATA_MIRROR`` names an address below which ``HOST/PATH`` of every file lies, for machines
-    without the web.
+    without internet access.
 
     Args:
-        file: Where it is and what it must be.
-        target: Where it goes.
+        file: Its address and checksum.
+        target: The path to write to.
 
     Raises:
-        FetchError: It could not be had, or its checksum is another.
+        FetchError: It could not be downloaded, or its checksum is wrong.
     """
     if target.is_file():
         with target.open("rb") as stream:
@@ -58,7 +58,7 @@ def download(file: RawFile, target: Path) -> None:
 
 
 def mirrored(url: str) -> str:
-    """The address to ask: the file's own, or its place below the mirror's."""
+    """The address to download from: the file's own, or its place on the mirror."""
     mirror = os.environ.get(MIRROR_VARIABLE)
     if not mirror:
         return url

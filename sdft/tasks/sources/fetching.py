@@ -1,4 +1,4 @@
-"""Public data sets as folders of JSON Lines: fetched, checked and converted once, then offline."""
+"""Fetches, checks and converts public data sets once; later runs read them from the cache."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ RECORD = "source.json"
 
 
 def fetched(source: str) -> Path:
-    """The folder with a public data set's rows, which are brought first if they are not there.
+    """The folder with a public data set's rows, which are fetched first if they are not there.
 
     Args:
-        source: The name of a description that comes with the package, or a path of one.
+        source: The name of a description that comes with the package, or the path of one.
 
     Raises:
         ValueError: There is no such description, or it is not usable.
-        FetchError: A file could not be had, or files or rows are not what they must be.
+        FetchError: A file could not be downloaded, or files or rows have a wrong checksum.
     """
     if shipped := shipped_rows(source):
         return shipped
@@ -73,7 +73,7 @@ def fetched(source: str) -> Path:
 
 
 def _fetch(description: Description, folder: Path) -> None:
-    """Bring files, make rows; the record is written last, and says that all the rest is whole."""
+    """Download files and make rows; the record is written last, and marks the rest as complete."""
     _say(f"{description.title}. Licence: {description.licence}")
     if description.not_checked:
         _say(f"Not checked: {description.not_checked}")
@@ -114,7 +114,7 @@ def split_rows(description: Description, files: Mapping[str, Path]) -> dict[str,
         for row in made:
             splits.setdefault(row.pop("split"), []).append(row)
         return splits
-    rows = {row["id"]: row for row in reversed(made)}  # of two with one id, the first
+    rows = {row["id"]: row for row in reversed(made)}  # of two rows with one id, the first
     try:
         return {split: [rows[name] for name in names] for split, names in selected.items()}
     except KeyError as error:
@@ -145,7 +145,7 @@ def _check(description: Description, split: str, number: int, text: str) -> None
 
 
 def _version(description: Description) -> str:
-    """Changes with whatever the description says, and with the rows it selects."""
+    """A key that changes with the description and with the rows it selects."""
     digest = hashlib.sha256()
     for name in (f"{description.name}.yaml", description.selection):
         digest.update((description.folder / name).read_bytes() if name else b"")

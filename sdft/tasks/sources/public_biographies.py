@@ -1,4 +1,4 @@
-"""Questions about people whose Wikipedia page was new in autumn 2023, with the page's opening."""
+"""Questions about people whose Wikipedia page was new in autumn 2023, with its first lines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def biographies(files: Files) -> Iterator[Record]:
     """Every question of every page; the page is ``meta.document``.
 
     Zhang et al., "Self-Tuning: Instructing LLMs to Effectively Acquire New Knowledge", ACL 2025.
-    The texts are Wikipedia's; questions and answers are apparently a machine's.
+    The texts are Wikipedia's; questions and answers appear to be machine-generated.
     """
     for path in files.values():
         for page in json.loads(path.read_text("utf-8")):

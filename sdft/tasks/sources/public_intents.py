@@ -83,7 +83,7 @@ def _slots(parts: list[Record]) -> dict[str, str | list[str]]:
 
 
 def banking77(files: Files) -> Iterator[Record]:
-    """Banking77's requests with their intent, whose 77 names no prompt lists.
+    """Banking77's requests with their intents, whose 77 names are not in the prompt.
 
     Casanueva et al., NLP4ConvAI 2020.
     """

@@ -1,4 +1,4 @@
-"""Rows of SciKnowEval's chemistry as the SDFT authors and a fork of theirs cut them; and GSM8K."""
+"""SciKnowEval's chemistry in the splits of the SDFT authors and of a fork; and GSM8K."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def chemistry(files: Files) -> Iterator[Record]:
 def chemistry_authors(files: Files) -> Iterator[Record]:
     """The SDFT authors' own rows, whose demonstrations reason before they answer.
 
-    The last hundred training rows validate; their file ``test`` has no demonstrations.
+    The last hundred training rows are for validation; their file ``test`` has no demonstrations.
     """
     train = arrow_rows(files["train"])
     for index, row in enumerate(train):
@@ -70,7 +70,7 @@ def _stem(row: Record) -> str:
 
 
 def gsm8k(files: Files) -> Iterator[Record]:
-    """GSM8K's word problems; the last 200 training rows validate.
+    """GSM8K's word problems; the last 200 training rows are for validation.
 
     Cobbe et al., arXiv 2110.14168.
     """

@@ -1,7 +1,7 @@
-"""Rows of benchmarks with given choices: HellaSwag, ARC-Easy, WinoGrande, TruthfulQA, MMLU.
+"""Rows of multiple-choice benchmarks: HellaSwag, ARC-Easy, WinoGrande, TruthfulQA, MMLU.
 
-Each row has what a likelihood compares (``meta.context``, ``meta.choices`` and the right one's
-index, ``meta.gold``) and the same as a question whose answer is a letter.
+Each row has the texts whose likelihoods are compared (``meta.context``, ``meta.choices`` and the
+index of the right one, ``meta.gold``), and the same as a question whose answer is a letter.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sdft.tasks.sources.records import Files, Record, json_lines, one_turn
 
 
 def suite_hellaswag(files: Files) -> Iterator[Record]:
-    """HellaSwag, as the file has it: with its marks such as ``[header]``.
+    """HellaSwag, unchanged, with marks such as ``[header]``.
 
     Zellers et al., ACL 2019.
     """

@@ -24,8 +24,8 @@ TOOL_PROMPT = (
 def tool_alpaca(files: Files) -> Iterator[Record]:
     """ToolAlpaca's real APIs to train on, the paper's 68 questions to test on.
 
-    Validation takes the questions of the authors' later test set that are not among the 68; they
-    ask about the same simulated APIs as the test. The demonstration has the calls alone.
+    Validation has the questions of the authors' later test set that are not among the 68; they
+    ask about the same simulated APIs as the test. The demonstration has only the calls.
     """
     for api in json.loads(files["real"].read_text("utf-8")):
         name = re.sub(r"\W+", "_", api["Name"].lower()).strip("_")

@@ -1,4 +1,4 @@
-"""What converters share: the types of what goes in and comes out, and how raw files are read."""
+"""Types and readers that converters share."""
 
 from __future__ import annotations
 
