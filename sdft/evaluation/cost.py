@@ -1,7 +1,7 @@
-"""What a training step costs: seconds by phase, and the FLOPs of the passes that it makes.
+"""Measure the cost of a training step: seconds by phase, and FLOPs of its passes.
 
-FLOPs are those of the models themselves on real tokens: padding, recomputation, rejected drafts and
-sampling noise do not count, so that they measure the method rather than its implementation.
+Only the FLOPs of the models on real tokens count. Padding, recomputation, rejected drafts and
+sampling do not, so that the count measures the method rather than its implementation.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from sdft.types import TokenIds
 
 
 class LapClock:
-    """Attributes the time between two calls to the phase that ends with the second."""
+    """Measures seconds by phase: each call to :meth:`lap` ends a phase."""
 
     def __init__(self) -> None:
         self.start(torch.device("cpu"))
 
     def start(self, device: torch.device) -> None:
-        """Forget the last step.
+        """Reset the clock for a new step.
 
         Args:
-            device: CUDA is waited for at every call, since its work is only queued.
+            device: Device of the step; every call waits for the work queued on a CUDA device.
         """
         self._device = device
         self.seconds: dict[str, float] = {}
@@ -49,14 +49,14 @@ class LapClock:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What the FLOPs of a pass depend on.
+    """The sizes of a model that determine the FLOPs of a pass.
 
     Args:
-        body: Weights that every token is multiplied with, embedding and head left out.
-        trained_body: Of these, weights that are trained.
-        head: Weights of the head, V times D.
-        trained_head: The same where they are trained, else 0.
-        attention: Layers times heads times the width of a head.
+        body: Number of weights that every token is multiplied by, without embedding and head.
+        trained_body: Number of these that are trained.
+        head: Number of weights of the head, V times D.
+        trained_head: The same if they are trained, else 0.
+        attention: Number of layers times number of heads times head dimension.
     """
 
     body: int
@@ -67,7 +67,7 @@ class ModelShape:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> ModelShape | None:
-        """The shape of a dense transformer; None for what is not known to be one."""
+        """The shape of a dense transformer; None if the model is not known to be one."""
         config = model.config.get_text_config()
         layers, heads, width = (
             getattr(config, name, None)
@@ -108,7 +108,7 @@ class ModelShape:
 
 
 def _matrices(model: PreTrainedModel) -> list[Tensor] | None:
-    """Weights that every token is multiplied with; None where a model has others too."""
+    """Weights that every token is multiplied by; None if the model also has others."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     matrices: list[Tensor] = []
     for name, module in model.named_modules():
@@ -122,9 +122,9 @@ def _matrices(model: PreTrainedModel) -> list[Tensor] | None:
 
 
 class Passes:
-    """The passes of a training step: which model, over how many tokens, with or without gradient.
+    """Adds up the FLOPs of a training step's passes, by purpose.
 
-    Methods report each pass that they make, by what it is for; the tracker of costs adds them up.
+    Training methods report each pass that they run.
     """
 
     def __init__(self) -> None:
@@ -132,8 +132,8 @@ class Passes:
         self.start()
 
     def start(self) -> None:
-        """Forget the last step."""
-        self.flops: dict[str, float | None] = {}  # by what they are for; None for unknown
+        """Reset the counts for a new step."""
+        self.flops: dict[str, float | None] = {}  # by purpose; None if unknown
         self.num_sampled = 0  # tokens
 
     def sampled(
@@ -142,7 +142,7 @@ class Passes:
         prompts: Sequence[TokenIds],
         completions: Sequence[TokenIds],
     ) -> None:
-        """Report completions drawn from a model: every token's logits, prompts read once."""
+        """Report completions drawn from a model: prompts read once, and logits of every token."""
         num_tokens = sum(map(len, completions))
         self.num_sampled += num_tokens
         self.read("rollout", model, prompts, completions, num_tokens, gradient=False)
@@ -160,8 +160,8 @@ class Passes:
         """Report a pass over B sequences.
 
         Args:
-            purpose: What it is for: rollout, teacher, student, …
-            model: Who reads.
+            purpose: Purpose of the pass: rollout, teacher, student, …
+            model: The model that is run.
             prompts: B token-id lists.
             completions: B token-id lists; the last token of each is predicted, not read.
             num_projected: Positions that are projected to the vocabulary.
@@ -190,12 +190,12 @@ class Passes:
         self.flops[purpose] = plus(self.flops.get(purpose, 0.0), known)
 
     def shape_of(self, model: PreTrainedModel) -> ModelShape | None:
-        """The model's shape, looked up once."""
+        """The model's shape, computed once."""
         if model not in self._shapes:
             self._shapes[model] = ModelShape.of(model)
         return self._shapes[model]
 
 
 def plus(one: float | None, other: float | None) -> float | None:
-    """The sum; None where either is unknown."""
+    """The sum; None if either is unknown."""
     return None if one is None or other is None else one + other

@@ -1,4 +1,4 @@
-"""How many bytes of tensors are alive at a time, also for tensors that hold no data."""
+"""Count the bytes of tensors that are in memory at a time, also for tensors without data."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the storages that operations make inside of the block, until they are freed.
+    """Counts the storages that operations create within the block, until they are freed.
 
-    Under ``FakeTensorMode`` nothing is computed, and the count is that of a real run. Tensors made
-    before the block do not count; views count once, as their storage.
+    Under ``FakeTensorMode`` nothing is computed, and the count equals that of a real run. Tensors
+    created before the block do not count; views count once, as their storage.
 
     Attributes:
-        now: Bytes alive.
-        peak: Most bytes alive since the block began or :meth:`restart_peak`.
+        now: Bytes currently in use.
+        peak: Most bytes in use since the block began or since :meth:`restart_peak`.
     """
 
     def __init__(self) -> None:
@@ -28,11 +28,11 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: dict[int, weakref.ref[Any]] = {}
 
     def restart_peak(self) -> None:
-        """Look for the peak anew."""
+        """Reset the peak to the bytes currently in use."""
         self.peak = self.now
 
     def ignore(self, tensors: list[Tensor]) -> None:
-        """Leave storages that were made before out, whatever operations return them."""
+        """Do not count the storages of these tensors, even if operations return them."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             self._known[storage._cdata] = weakref.ref(storage)
@@ -40,7 +40,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Run the operation and look at what it returns."""
+        """Run the operation and count the tensors it returns."""
         result = func(*args, **(kwargs or {}))
         for each in tree_leaves(result):
             if isinstance(each, Tensor):

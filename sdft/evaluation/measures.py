@@ -1,7 +1,7 @@
-"""What else a task's answers say, besides the score that fills the accuracy matrix.
+"""Compute further measures of a task's answers, besides the score in the accuracy matrix.
 
-Some numbers are means of another score of the same answers, as SQuAD's exact match beside its token
-F1; macro-F1 is a number of all answers together.
+Some are means of another score of the same answers, such as SQuAD's exact match besides its token
+F1; macro-F1 is computed from all answers together.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def further_measures(
     """The scorer's other measures, by name.
 
     Args:
-        scorer: Of the rows' task.
+        scorer: Scorer of the rows' task.
         answers: N completions.
         rows: The N rows they answer, at least one.
     """
@@ -34,10 +34,10 @@ def further_measures(
 
 
 def macro_f1(predicted: Sequence[str], golds: Sequence[str]) -> float:
-    """Plain mean over the gold labels of each label's F1.
+    """The unweighted mean of the F1 of each gold label.
 
-    A class that a model never predicts counts as 0, however rare it is; predictions that are no
-    gold label count as misses alone.
+    A label that the model never predicts counts as 0, however rare it is. Predictions that are not
+    a gold label only count as false negatives.
 
     Args:
         predicted: N labels, or other texts where no label was found.

@@ -1,8 +1,8 @@
-"""Bytes of a training step on each GPU, by part and by phase, before anything is downloaded.
+"""Estimate the bytes of a training step on each GPU, by part and phase, without the weights.
 
-Weights, gradients, moments and teacher are counted on the model without its data. What a pass holds
-beside them is found by running the project's own pass and loss on tensors that hold no data
-(``FakeTensorMode``) and counting those alive.
+Weights, gradients, moments and teacher are counted on a model without data. The other memory of a
+pass is found by running the actual pass and loss on tensors without data (``FakeTensorMode``) and
+counting those in memory.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ CHUNKS_ALIVE = 8  # float32 intermediates of the lean optimizer
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """What decides the bytes of a step.
+    """The settings that determine the bytes of a step.
 
     Args:
-        config: The student's shape.
+        config: The student's configuration.
         memory: full or lean, for trained weights.
-        lora: Adapters; None where all weights are trained.
-        teacher: Its kind.
-        teacher_config: Its shape, where it is another model.
-        rows: Of a step, on each rank.
+        lora: Adapters; None if all weights are trained.
+        teacher: Kind of the teacher.
+        teacher_config: The teacher's configuration, if it is another model.
+        rows: Rows of a step on each rank.
         micro_batch_size: Rows scored at a time; None for all.
         activation_checkpointing: Whether the student's layers are recomputed.
         prompt_tokens: Longest prompt, the teacher's.
         completion_tokens: Longest completion.
         autocast: Whether passes compute in bfloat16.
-        engine: Of the rollouts.
+        engine: Rollout engine.
         max_cache_tokens: Tokens that ``in_place`` decodes together.
-        num_shards: Ranks that share weights and state; 1 without FSDP2.
-        device_type: cuda or cpu: it decides the size of the loss's tiles.
+        num_shards: Number of ranks that weights and state are sharded over; 1 without FSDP2.
+        device_type: cuda or cpu, which determines the size of the loss's tiles.
     """
 
     config: PreTrainedConfig
@@ -77,10 +77,10 @@ class MemoryPlan:
     """Bytes on each rank.
 
     Args:
-        parts: By what they are for; not all are held at a time.
-        phases: Most bytes held in each phase of a step.
-        num_parameters: Of the student.
-        num_trained: Those of them that training moves.
+        parts: Bytes by purpose; not all are in memory at the same time.
+        phases: Most bytes in memory in each phase of a step.
+        num_parameters: Number of the student's parameters.
+        num_trained: Number of these that are trained.
     """
 
     parts: dict[str, int] = field(default_factory=dict)
@@ -90,12 +90,12 @@ class MemoryPlan:
 
     @property
     def peak(self) -> int:
-        """Most bytes held."""
+        """Most bytes in memory in any phase."""
         return max(self.phases.values())
 
 
 def plan_memory(step: PlannedStep) -> MemoryPlan:
-    """The bytes of a step."""
+    """Estimate the bytes of a step."""
     student = _student(step)
     with FakeTensorMode():
         _without_data(student)
@@ -124,7 +124,7 @@ def _student(step: PlannedStep) -> PreTrainedModel:
 
 
 def _without_data(model: nn.Module) -> None:
-    """Put tensors in place of a meta model's that know a device and hold no data."""
+    """Replace a meta model's tensors with tensors that have a device but no data."""
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -139,12 +139,12 @@ def _without_data(model: nn.Module) -> None:
 
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:
-    """Of all of them."""
+    """Total bytes of some tensors."""
     return sum(each.numel() * each.element_size() for each in tensors)
 
 
 def _held(step: PlannedStep, student: PreTrainedModel) -> dict[str, int]:
-    """What lives between the phases of a step; the gradients until the optimizer is done."""
+    """Bytes kept between the phases of a step; gradients are kept until the optimizer step."""
     trained = trained_parameters(student)
     moments = sum(moment_bytes(each) for each in trained)
     if step.memory == "full":
@@ -205,7 +205,7 @@ def _of_the_rollout(step: PlannedStep, student: PreTrainedModel) -> dict[str, in
 
 
 def _transfer_bytes(step: PlannedStep, student: PreTrainedModel) -> int:
-    """Copies of weights that a rollout works with or sends."""
+    """Bytes of the copies of weights that a rollout uses or sends."""
     parameters = list(student.parameters())
     if step.engine == "vllm":
         return max(each.numel() for each in parameters) * 2
@@ -216,7 +216,7 @@ def _transfer_bytes(step: PlannedStep, student: PreTrainedModel) -> int:
 
 
 def _of_the_loss(step: PlannedStep, student: PreTrainedModel) -> dict[str, int]:
-    """Activations of a micro-batch, tiles of the loss, and what a backward pass adds to both."""
+    """Bytes of a micro-batch's activations, the loss's tiles, and the backward pass."""
     rows = min(step.micro_batch_size or step.rows, step.rows)
     length = step.prompt_tokens + step.completion_tokens
     head = VocabularyHead.of(student, check=False)
@@ -284,7 +284,7 @@ def _phases(parts: dict[str, int], step: PlannedStep) -> dict[str, int]:
 
 
 class _Beside(LiveBytes):  # type: ignore[no-untyped-call]
-    """Counts what is made beside the model."""
+    """Counts the bytes of tensors other than the model's."""
 
     def __init__(self, student: PreTrainedModel) -> None:
         super().__init__()
@@ -292,5 +292,5 @@ class _Beside(LiveBytes):  # type: ignore[no-untyped-call]
 
 
 def _autocast(step: PlannedStep) -> torch.autocast:
-    """As Lightning's bf16-mixed: every pass casts the weights anew."""
+    """Autocast as in Lightning's bf16-mixed, where every pass casts the weights again."""
     return torch.autocast("cpu", torch.bfloat16, enabled=step.autocast, cache_enabled=False)

@@ -1,6 +1,6 @@
-"""The accuracy matrix of a sequence of tasks, and what is computed from it.
+"""The accuracy matrix of a sequence of tasks, and the metrics computed from it.
 
-Index convention, the only place where it is stated. K tasks are learned one after the other,
+The index convention is defined here. K tasks are learned one after the other,
 task k in stage k, both counted from 0. The matrix ``R[stage, task]`` has K + 1 rows and K columns:
 
 * row 0: before any training, the base model;
@@ -60,7 +60,7 @@ class AccuracyMatrix(Metric):
         self.add_state("matrix", default=empty, dist_reduce_fx="max", persistent=True)
 
     def update(self, stage: int, task_index: int, accuracy: float) -> None:
-        """Set one entry, replacing what was measured there before.
+        """Set one entry, replacing any earlier value.
 
         Args:
             stage: Row, 0 to K.
@@ -147,7 +147,7 @@ def forgetting(matrix: Tensor) -> Tensor:
 
 
 def backward_transfer_per_task(matrix: Tensor) -> Tensor:
-    """``R[last, k] - R[k + 1, k]``: what later stages did to each task.
+    """``R[last, k] - R[k + 1, k]``: the effect of later stages on each task's accuracy.
 
     Args:
         matrix: (K + 1, K).
@@ -173,14 +173,14 @@ def backward_transfer(matrix: Tensor) -> Tensor:
 
 
 def forward_transfer_per_task(matrix: Tensor) -> Tensor:
-    """``R[k, k] - R[0, k]``: what earlier stages gave each task before its own.
+    """``R[k, k] - R[0, k]``: the effect of earlier stages on each task before its own.
 
     Args:
         matrix: (K + 1, K).
 
     Returns:
-        (K,); NaN for the first task, which has no earlier stage, and for tasks whose turn has not
-        come.
+        (K,); NaN for the first task, which has no earlier stage, and for tasks whose preceding
+        stage has not been measured.
     """
     transfer = matrix[:-1].diagonal() - matrix[0]
     transfer[0] = math.nan
@@ -188,9 +188,9 @@ def forward_transfer_per_task(matrix: Tensor) -> Tensor:
 
 
 def forward_transfer(matrix: Tensor) -> Tensor:
-    """Mean of :func:`forward_transfer_per_task` over the tasks but the first.
+    """Mean of :func:`forward_transfer_per_task` over all tasks except the first.
 
-    While the sequence is under way: over those up to the task whose turn is next.
+    Before the end of the sequence, tasks after the next one to be trained are left out.
     """
     last = last_measured_stage(matrix) or 0
     return forward_transfer_per_task(matrix)[1 : last + 1].mean()
@@ -220,10 +220,10 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
         k: Size of the attempt, at most n.
 
     Returns:
-        ``1 - C(n - c, k) / C(n, k)``, exact up to the last rounding.
+        ``1 - C(n - c, k) / C(n, k)``, exact up to the final rounding.
 
     Raises:
-        ValueError: The counts do not fit each other.
+        ValueError: The counts are inconsistent.
     """
     if not 1 <= k <= num_samples:
         raise ValueError(f"pass@{k} needs 1 <= k <= num_samples, and num_samples is {num_samples}")

@@ -1,7 +1,7 @@
 """Means over seeds with their 95 % intervals, tests of a difference, and the Pareto front.
 
-Everything here works on one number per seed. What another draw of validation rows would change is
-not in it.
+All functions take one number per seed. The intervals do not include the variation from another
+sample of validation rows.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Estimate:
     """A mean over seeds.
 
     Args:
-        mean: Of the seeds' values.
-        half_width: Half of Student's 95 % interval for the mean; None for one seed, and where all
-            seeds have the same value: nothing is then known about how much they vary.
-        num_seeds: Values that went into it.
+        mean: Mean of the seeds' values.
+        half_width: Half of Student's 95 % interval for the mean; None for one seed, or if all
+            seeds have the same value, since their variance is then unknown.
+        num_seeds: Number of values in the mean.
     """
 
     mean: float
@@ -60,11 +60,11 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float | None, float | N
     """The 95 % percentile bootstrap interval of a mean; the same for the same values.
 
     Args:
-        values: Of independent units, such as differences by seed or by row. With few seeds the
-            interval is too narrow, and Student's (:class:`Estimate`) the better one.
+        values: Values of independent units, such as differences by seed or by row. With few seeds
+            the interval is too narrow, and Student's (:class:`Estimate`) is better.
 
     Returns:
-        Both ends, or twice None for fewer than two values.
+        Both ends, or None for both if there are fewer than two values.
     """
     if len(values) < 2:
         return None, None
@@ -81,13 +81,13 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float | None, float | N
 
 
 def sign_flip_p(differences: Sequence[float]) -> float | None:
-    """Two-sided p of the sign-flip test that paired differences are symmetric about 0.
+    """Two-sided p-value of the sign-flip test that paired differences are symmetric about 0.
 
     With n differences every one of the 2^n sign patterns is tried, as long as there are at most
     :data:`NUM_RESAMPLES` of them; so p is never below 2 / 2^n, which is 0.25 for three seeds.
 
     Args:
-        differences: One per seed, method A minus method B; without any there is no p.
+        differences: One per seed, method A minus method B; None is returned if there are none.
     """
     if len(differences) < 2:  # scipy asks for two
         return 1.0 if differences else None
@@ -102,10 +102,10 @@ def sign_flip_p(differences: Sequence[float]) -> float | None:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other one beats in one coordinate and equals in the other.
+    """Indices of the points for which no other point is at least as good in both coordinates.
 
     Args:
-        points: More is better in both coordinates.
+        points: Pairs of coordinates; larger is better in both.
 
     Returns:
         Ordered by the first coordinate; equal points are all on the front.

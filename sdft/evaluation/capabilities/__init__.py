@@ -1,5 +1,6 @@
-"""Prior capabilities: what a model could do before, measured on general benchmarks.
+"""Prior capabilities: a model's results on general benchmarks, before and during training.
 
-``suites`` says what is measured, ``harness`` hands it to lm-evaluation-harness, ``in_memory_lm``
-answers its requests with the model in training, and ``capability_record`` holds the results.
+``suites`` defines the benchmarks, ``harness`` runs them with lm-evaluation-harness,
+``in_memory_lm`` answers its requests with the model in training, and ``capability_record`` builds
+the record of the results.
 """

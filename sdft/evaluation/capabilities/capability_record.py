@@ -1,4 +1,4 @@
-"""What was measured of the prior capabilities, as ``capabilities.json`` has it."""
+"""The results on prior capabilities in the form of ``capabilities.json``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEFINITIONS = {
 
 
 class CapabilityRow(TypedDict):
-    """What was measured at one point of the sequence.
+    """The results at one point of the sequence.
 
     ``stage`` is the row of the accuracy matrix, ``after`` the task trained just before
     (None before any training).
@@ -45,13 +45,13 @@ def capability_row(
     metrics: Mapping[str, Mapping[str, float]],
     margins: Mapping[str, Sequence[float]],
 ) -> CapabilityRow:
-    """One measured row.
+    """Build one measured row.
 
     Args:
         tasks: The K tasks in the order they are trained.
-        stage: Number of stages that were complete, 0 to K.
+        stage: Number of completed stages, 0 to K.
         global_step: Optimizer steps taken so far.
-        suites: What was measured.
+        suites: The suites that were measured.
         metrics: Suite name -> metric -> value.
         margins: Suite name -> margin of each row.
     """
@@ -68,7 +68,7 @@ def capability_row(
 
 
 def _changes(row: CapabilityRow, rows: Sequence[CapabilityRow]) -> dict[str, MarginChange]:
-    """How each suite's margins differ from those before training, if these are known."""
+    """The change of each suite's margins since before training, if those are known."""
     base = next((each.get("margins", {}) for each in rows if each["stage"] == 0), {})
     changes = {
         suite: margin_change(margins, base[suite])
@@ -84,13 +84,13 @@ def capability_record(
     num_rows: int | None,
     rows: Sequence[CapabilityRow],
 ) -> dict[str, Any]:
-    """The content of ``capabilities.json``.
+    """Build the content of ``capabilities.json``.
 
     Args:
-        suites: What was measured.
-        source: Where the suites' rows came from.
-        num_rows: How many rows of each suite were read; None for all.
-        rows: What was measured so far.
+        suites: The suites that are measured.
+        source: Source of the suites' rows.
+        num_rows: Number of rows read of each suite; None for all.
+        rows: The rows measured so far.
     """
     return {
         "suites": {suite.name: {"score": suite.score} for suite in suites},

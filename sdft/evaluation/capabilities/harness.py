@@ -1,7 +1,7 @@
-"""Measuring suites with lm-evaluation-harness.
+"""Measure suites with lm-evaluation-harness.
 
-Nothing of a measurement stays: the states of all random generators and every module's mode are
-what they were before.
+A measurement has no side effects: the states of all random generators and every module's mode are
+restored afterwards.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from sdft.evaluation.capabilities.suites import Doc, Suite
 from sdft.model.modes import evaluation_mode
 from sdft.seeds import seeded
 
-SEED = 1234  # of what the harness draws: examples in a prompt, defaults of IFEval's instructions
+SEED = 1234  # for examples in a prompt and defaults of IFEval's instructions
 
 Metrics = dict[str, float]
 
 
 class Measured(NamedTuple):
-    """What was measured of the suites.
+    """The results of some suites.
 
     Args:
         metrics: Suite name -> metric -> value, in [0, 1].
-        margins: Suite name -> margin of each row, for suites that are choices between texts.
+        margins: Suite name -> margin of each row, for suites whose rows are choices between texts.
     """
 
     metrics: dict[str, Metrics]
@@ -48,8 +48,8 @@ class LocalTask(ConfigurableTask):  # type: ignore[misc]
 
     Args:
         name: The task's name.
-        docs: Its rows, in the form that ``config`` names.
-        config: As in the harness's YAML files.
+        docs: Its rows, with the fields that ``config`` names.
+        config: Configuration as in the harness's YAML files.
     """
 
     def __init__(self, name: str, docs: Sequence[Doc], config: Mapping[str, Any]) -> None:
@@ -57,23 +57,23 @@ class LocalTask(ConfigurableTask):  # type: ignore[misc]
         super().__init__(config={"task": name, "test_split": "test", "num_fewshot": 0, **config})
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Take the rows; nothing is downloaded."""
+        """Set the dataset to the rows in memory; nothing is downloaded."""
         self.dataset = {"test": Dataset.from_list(list(self._docs))}
 
 
 def load_tasks(
     suites: Sequence[Suite], folder: Path | None, num_rows: int | None = None
 ) -> dict[str, Any]:
-    """The harness's tasks, to be measured as often as wanted.
+    """Load the harness's tasks, which can be measured any number of times.
 
     Args:
-        suites: What to measure.
-        folder: Where the local rows lie; None takes the harness's own tasks, from the hub.
-        num_rows: How many of each suite's local rows to keep, the first ones; None keeps all.
+        suites: Suites to measure.
+        folder: Folder of the local rows; None uses the harness's own tasks, from the hub.
+        num_rows: Number of each suite's first local rows to keep; None keeps all.
 
     Raises:
         FileNotFoundError: A suite has no local rows.
-        ValueError: A row is not as its suite needs it.
+        ValueError: A row does not have the form that its suite needs.
     """
     if any(suite.runs_code for suite in suites):
         check_sandbox()
@@ -88,7 +88,7 @@ def load_tasks(
 
 
 def _hub_task(suite: Suite) -> str | LocalTask:
-    """The harness's own task, but where it would run code without a sandbox."""
+    """The harness's own task, except where it would run code without a sandbox."""
     if not suite.runs_code:
         return suite.hub_task
     rows = load_dataset("openai/openai_humaneval", split="test")
@@ -105,15 +105,15 @@ def measure(
     num_rows: int | None = None,
     max_generated_tokens: int | None = None,
 ) -> Measured:
-    """Measure all suites, with one bar of progress.
+    """Measure all suites, with one progress bar.
 
     Args:
         tasks: From :func:`load_tasks`.
         suites: The same suites.
-        subject: The model and what belongs to it.
-        batch_size: Requests at a time.
-        num_rows: Rows of each of the tasks; a suite from the hub may have several.
-        max_generated_tokens: Longest completion where a suite allows longer ones.
+        subject: The model, its tokenizer and how to sample from it.
+        batch_size: Requests per batch.
+        num_rows: Rows of each task; a suite from the hub may have several tasks.
+        max_generated_tokens: Length limit of completions, for suites that allow longer ones.
     """
     with (
         tqdm(desc="Prior capabilities", unit=" requests", file=sys.stderr) as bar,
@@ -135,7 +135,7 @@ def measure(
 
 
 def _metrics(result: Mapping[str, Any]) -> Metrics:
-    """The harness names a metric ``acc,none``: by metric and filter."""
+    """Metrics without the filter in their names, such as ``acc`` from ``acc,none``."""
     return {
         key.partition(",")[0]: round(float(value), 6)
         for key, value in result.items()

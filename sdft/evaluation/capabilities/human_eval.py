@@ -8,7 +8,7 @@ from typing import Any
 
 from sdft.sandbox.sandbox import SandboxUnavailable, run_python
 
-SECONDS = 3.0  # for one function's tests, as the benchmark has it
+SECONDS = 3.0  # time limit for one function's tests, as in the benchmark
 _FENCED = re.compile(r"```[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 
 TASK: dict[str, Any] = {
@@ -22,13 +22,13 @@ TASK: dict[str, Any] = {
 
 
 def program(completion: str, doc: Mapping[str, str]) -> str:
-    """The model's code with the problem's preamble before it and its tests behind.
+    """Build the program to run: the problem's header, the model's code, and the tests.
 
-    The code is the first fenced block, or the whole completion. The preamble is what the problem
-    has above the function: imports, and helpers that answers often leave out.
+    The code is the first fenced block, or the whole completion. The header is the part of the
+    problem before the function: imports, and helpers that answers often leave out.
 
     Args:
-        completion: What the model wrote.
+        completion: The model's completion.
         doc: ``code_prompt``, ``test`` and ``entry_point`` of the problem.
     """
     block = _FENCED.search(completion)
@@ -38,12 +38,12 @@ def program(completion: str, doc: Mapping[str, str]) -> str:
 
 
 def pass_at_1(doc: Mapping[str, str], completions: Sequence[str]) -> dict[str, float]:
-    """1 if the program runs to its end."""
+    """1 if the program with its tests runs to its end, else 0."""
     return {"pass@1": float(run_python(program(completions[0], doc), seconds=SECONDS).ok)}
 
 
 def check_sandbox() -> None:
-    """Refuse where code cannot be isolated, before hours of training.
+    """Check that code can be isolated here, before training starts.
 
     Raises:
         ValueError: The system lacks what the sandbox needs.

@@ -1,4 +1,4 @@
-"""The model in training, as lm-evaluation-harness sees it."""
+"""An lm-evaluation-harness model that uses the weights of the model in training."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ Scored = tuple[tuple[str, str], TokenIds, TokenIds]  # texts, context, continuat
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is measured.
+    """A model to measure, with what is needed to do so.
 
     Args:
         model: Causal language model; its weights are read in place.
         head: Its output head.
         tokenizer: Its tokenizer, with a chat template.
-        generate: Completes B prompts as the settings say.
-        encoder: Puts questions into its chat; None puts them as the tokenizer does by itself.
+        generate: Completes B prompts with given settings.
+        encoder: Encodes questions as chats; None uses the tokenizer's defaults.
     """
 
     model: PreTrainedModel
@@ -45,18 +45,18 @@ class Subject:
 
 
 class InMemoryLM(TemplateLM):  # type: ignore[misc]
-    """Answers the harness's requests with weights as they are in memory.
+    """Answers the harness's requests with the current weights in memory.
 
-    Likelihoods are of plain text and those of the harness's own HFLM: a text without context has
-    the token before it that begins texts, and of a text longer than the model's range the end is
-    read. Generation is greedy and asks a chat model: the request is a user's turn.
+    Likelihoods are computed on plain text and equal those of the harness's own HFLM: a text without
+    context follows the token that begins texts, and a text longer than the model's range is cut on
+    the left. Generation is greedy and uses the chat template: the request is a user's turn.
 
     Args:
-        subject: The model and what belongs to it.
-        batch_size: Requests read or answered at a time.
-        max_generated_tokens: Longest completion, where the suite allows longer ones; None leaves
-            it to the suite.
-        bar: Advances with every request.
+        subject: The model, its tokenizer and how to sample from it.
+        batch_size: Requests per batch.
+        max_generated_tokens: Length limit of completions, for suites that allow longer ones; None
+            for the suite's own limit.
+        bar: Progress bar that advances with every request.
     """
 
     def __init__(
@@ -82,12 +82,12 @@ class InMemoryLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without context."""
+        """The token before a text without context."""
         begins = self._tokenizer.bos_token_id
         return self.eot_token_id if begins is None else int(begins)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> TokenIds:
-        """Token ids of plain text, with what the tokenizer puts before every text, once."""
+        """Token ids of plain text, with the tokenizer's special tokens added only once."""
         begun = has_bos_prefix(string, self._tokenizer.decode(self.prefix_token_id))
         special = not begun if add_special_tokens is None else add_special_tokens
         ids: TokenIds = self._tokenizer(string, add_special_tokens=special)["input_ids"]
@@ -101,7 +101,7 @@ class InMemoryLM(TemplateLM):  # type: ignore[misc]
         return scores
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> Any:
-        """Perplexity of whole documents: no suite asks for it."""
+        """Perplexity of whole documents; not implemented because no suite uses it."""
         raise NotImplementedError("no suite of sdft.evaluation.capabilities measures perplexity")
 
     def _loglikelihood_tokens(self, requests: list[Scored], **_: Any) -> list[tuple[float, bool]]:
@@ -114,7 +114,7 @@ class InMemoryLM(TemplateLM):  # type: ignore[misc]
 
     @torch.inference_mode()
     def _score(self, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> list[tuple[float, bool]]:
-        """Each continuation's log-probability; what several pairs share is read once."""
+        """Each continuation's log-probability; inputs that several pairs share are read once."""
         kept = [self._kept(context, text) for context, text in pairs]
         reads = [(tuple(context), tuple(text[:-1])) for context, text in kept]
         rows = {read: row for row, read in enumerate(dict.fromkeys(reads))}
@@ -193,6 +193,6 @@ def _length(request: Scored) -> int:
 
 
 def _likelihood(logprobs: Tensor, tokens: Tensor) -> tuple[float, bool]:
-    """Summed log-probability of tokens, (T, V) and (T,), and whether each is the likeliest."""
+    """Summed log-probability of tokens, (T, V) and (T,), and whether each is the most likely."""
     total = logprobs.gather(1, tokens[:, None]).sum()
     return float(total), bool((logprobs.argmax(-1) == tokens).all())

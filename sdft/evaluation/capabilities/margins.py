@@ -1,9 +1,9 @@
-"""How sure a model is of the right choice: a measure of prior capabilities with more power.
+"""Margins of the right choice: a more sensitive measure of prior capabilities than accuracy.
 
-Accuracy on a few hundred rows moves only where a row's first choice changes. The margin of a row
-moves with every change of the model: the log-likelihood of the right choice minus that of the
-best other one, each per token, in nats. Compared with the base model row by row, most of the
-spread between rows drops out.
+Accuracy on a few hundred rows changes only if the preferred choice of a row changes. The margin of
+a row changes with every change of the model: it is the log-likelihood of the right choice minus
+that of the best other one, each per token, in nats. Comparing with the base model row by row
+removes most of the variance between rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sdft.evaluation.statistics import bootstrap_interval
 
 
 class MarginChange(TypedDict):
-    """How the margins of a suite's rows differ from the base model's on the same rows."""
+    """The mean change of a suite's margins from the base model's on the same rows."""
 
     mean: float
     low: float | None
@@ -24,10 +24,10 @@ class MarginChange(TypedDict):
 
 
 def choice_margin(target: int, likelihoods: Sequence[float], num_tokens: Sequence[int]) -> float:
-    """Right choice minus the best other one, in nats per token.
+    """The log-likelihood of the right choice minus that of the best other one, in nats per token.
 
     Args:
-        target: Which choice is right.
+        target: Index of the right choice.
         likelihoods: Summed log-likelihood of each choice, at least two.
         num_tokens: Tokens of each choice.
     """
@@ -42,8 +42,8 @@ def suite_margins(
     """The margin of every row, in order; none for a suite that is not a choice between texts.
 
     Args:
-        samples: As the harness logs them.
-        num_tokens: Of a text.
+        samples: Samples logged by the harness.
+        num_tokens: Counts the tokens of a text.
     """
     margins = []
     for row in sorted(samples, key=lambda sample: int(sample["doc_id"])):
@@ -59,11 +59,11 @@ def margin_change(margins: Sequence[float], base: Sequence[float]) -> MarginChan
     """Compare a suite's margins with the base model's.
 
     Args:
-        margins: By row.
-        base: The base model's, of the same rows.
+        margins: The margin of each row.
+        base: The base model's margins of the same rows.
 
     Returns:
-        None where there are none.
+        The mean change and its interval; None if there are no margins.
     """
     differences = [own - theirs for own, theirs in zip(margins, base, strict=True)]
     if not differences:

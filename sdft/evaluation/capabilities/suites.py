@@ -1,4 +1,4 @@
-"""The benchmarks: which rows they have, what they ask, and which number is their score."""
+"""The benchmarks: their rows, their prompts, and the metric that is their score."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sdft.tasks.rows import read_rows
 from sdft.tasks.sources import fetched
 from sdft.types import Demonstration
 
-FETCHED = Path("fetched")  # in place of a folder: the public rows, brought where they are not there
+FETCHED = Path("fetched")  # instead of a folder: the public rows, downloaded if needed
 Doc = dict[str, Any]
 
 SENTENCE_INSTRUCTIONS = frozenset(
@@ -29,12 +29,12 @@ class Suite:
     """A benchmark.
 
     Args:
-        name: As configs name it; its local rows lie in ``suite_<name>/test.jsonl``.
+        name: Name in configs; its local rows are in ``suite_<name>/test.jsonl``.
         hub_task: The harness's own task, whose rows come from the hub.
         score: The metric that is the suite's score.
-        doc: Turns a local row into what the task reads.
-        config: Gives the harness's configuration of the task on local rows.
-        runs_code: Scoring runs code that the model wrote.
+        doc: Converts a local row to the fields that the task reads.
+        config: Returns the harness's configuration of the task for local rows.
+        runs_code: Whether scoring runs code that the model wrote.
     """
 
     name: str
@@ -45,15 +45,15 @@ class Suite:
     runs_code: bool = False
 
     def read(self, folder: Path, num_rows: int | None = None) -> list[Doc]:
-        """The local rows.
+        """Read the local rows.
 
         Args:
-            folder: Holds ``suite_<name>/test.jsonl``; :data:`FETCHED` for the public rows.
-            num_rows: How many to keep, the first ones; None keeps all.
+            folder: Folder with ``suite_<name>/test.jsonl``; :data:`FETCHED` for the public rows.
+            num_rows: Number of first rows to keep; None keeps all.
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: A row is not as the suite needs it.
+            ValueError: A row does not have the form that the suite needs.
         """
         name = f"suite_{self.name}"
         path = (fetched(name) if folder == FETCHED else folder / name) / "test.jsonl"
@@ -196,10 +196,10 @@ SUITES: dict[str, Suite] = {
 
 
 def get_suite(name: str) -> Suite:
-    """The suite of that name.
+    """The suite with this name.
 
     Raises:
-        ValueError: There is none; the message lists them.
+        ValueError: There is no such suite; the message lists all names.
     """
     if name not in SUITES:
         raise ValueError(f"unknown suite {name!r}; use some of {', '.join(SUITES)}")
