@@ -1,7 +1,7 @@
-"""Two figures of the accuracy matrix: a line per task over the stages, and a heat map.
+"""Draw the accuracy matrix: a line per task over the stages, and a heat map.
 
-Figures are built as objects, without pyplot, so nothing global changes and no display is needed.
-Lines are told apart by colour (the Okabe-Ito set, distinct under the common colour-vision
+Figures are built as objects, without pyplot, so no global state changes and no display is needed.
+Lines are distinguished by colour (the Okabe-Ito set, distinct under the common colour-vision
 deficiencies, with ochre for its yellow, which is faint on white) and by a label at their end;
 text never depends on colour alone.
 """
@@ -53,7 +53,7 @@ TITLE_CHARACTERS = 90
 LABEL_CHARACTERS = 30
 TICK_CHARACTERS = 16
 MIN_LABEL_GAP = 0.06
-"""Least distance between two labels at line ends, as a share of the accuracy axis."""
+"""Smallest distance between two labels at line ends, as a fraction of the accuracy axis."""
 
 
 def forgetting_curves(tasks: Sequence[str], matrix: Tensor, title: str = "") -> Figure:
@@ -176,13 +176,13 @@ def label_points(
     offset: float = 0.0,
     at: float | None = None,
 ) -> None:
-    """Write names beside points with y in [0, 1], moved apart where they collide.
+    """Write names beside points with y in [0, 1], moved apart where they would overlap.
 
     Args:
         axes: The panel to write in.
         points: Name, position and colour of each.
-        offset: How far to the right of its point a name stands.
-        at: Where all names stand instead, one below the other.
+        offset: Distance of a name to the right of its point.
+        at: Horizontal position of all names instead, one below the other.
     """
     heights = _moved_apart([y for _, (_, y), _ in points])
     for (name, (x, y), colour), height in zip(points, heights, strict=True):
@@ -282,7 +282,7 @@ def _name_tasks(axes: Axes, tasks: Sequence[str]) -> None:
 
 
 def _slant(names: Sequence[str]) -> dict[str, Any]:
-    """Text style of tick labels: level while they are few and short, else at an angle."""
+    """Text style of tick labels: horizontal if they are few and short, else at an angle."""
     level = len(names) <= 4 and max(map(len, names)) <= 9
     turned = {} if level else {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
     return {"parse_math": False, "color": INK, "fontsize": 9.5, **turned}

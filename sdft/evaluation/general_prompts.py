@@ -1,4 +1,4 @@
-"""General prompts: ordinary chat requests that have nothing to do with the tasks in training."""
+"""General prompts: ordinary chat requests that are unrelated to the tasks in training."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def general_prompts(path: str | None, num_prompts: int) -> list[Demonstration]:
     """The first prompts of a JSON Lines file with ``id`` and ``prompt``, in its order.
 
     Args:
-        path: A file of one's own; None for the one that is shipped.
-        num_prompts: How many, at least 1.
+        path: The file; None for the one in this package.
+        num_prompts: Number of prompts, at least 1.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -41,14 +41,14 @@ def general_prompts(path: str | None, num_prompts: int) -> list[Demonstration]:
 def token_mean(sums: Sequence[float], counts: Sequence[int]) -> TokenMean:
     """Mean over tokens with its standard error over sequences (the ratio estimator's).
 
-    Tokens of one sequence are not independent, sequences are taken to be.
+    Sequences are assumed to be independent; the tokens of one sequence are not.
 
     Args:
         sums: B sums over the tokens of each sequence.
         counts: B numbers of tokens.
 
     Returns:
-        No error for a single sequence.
+        The mean and its error, which is None for a single sequence.
     """
     total = sum(counts)
     mean = math.fsum(sums) / total

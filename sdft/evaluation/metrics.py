@@ -36,7 +36,7 @@ DEFINITIONS = {
     "base model, over the tasks but the first, as far as the sequence has come.",
     "test": "Accuracy on each task's test rows, scored once with the final weights.",
 }
-"""One sentence for each number that a run reports."""
+"""Definition of each number that a run reports."""
 
 
 class AccuracyMatrix(Metric):

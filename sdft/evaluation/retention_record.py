@@ -1,4 +1,4 @@
-"""The measured rows of a run: as a matrix, as ``retention.json``, as a table in the terminal."""
+"""Convert a run's measured rows to a matrix, to ``retention.json``, and to a text table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAME_CHARACTERS = 18
 """Longest task name in the table."""
 
 NUM_DECIMALS = 6
-"""Decimals kept of a measured number: what a 32-bit float in [0, 1] holds for sure."""
+"""Decimals kept of a measured number, all of which a 32-bit float in [0, 1] can represent."""
 
 
 class StageRow(TypedDict):
@@ -64,11 +64,11 @@ class RetentionRecord(TypedDict):
 def stage_row(
     tasks: Sequence[str], stage: int, global_step: int, accuracy: Mapping[str, float | None]
 ) -> StageRow:
-    """One measured row.
+    """Build one measured row.
 
     Args:
         tasks: The K tasks in the order they are trained.
-        stage: Number of stages that were complete, 0 to K.
+        stage: Number of completed stages, 0 to K.
         global_step: Optimizer steps taken so far.
         accuracy: Measured accuracy by task, in [0, 1]; NaN and None both mean not measured.
     """
@@ -83,7 +83,7 @@ def stage_row(
 
 
 def matrix_from_rows(tasks: Sequence[str], rows: Sequence[StageRow]) -> Tensor:
-    """The accuracy matrix that the rows hold.
+    """Build the accuracy matrix from measured rows.
 
     Args:
         tasks: The K tasks in the order they are trained.
@@ -112,7 +112,7 @@ def retention_record(
     rows: Sequence[StageRow],
     test: HeldOutScores | None = None,
 ) -> RetentionRecord:
-    """What ``retention.json`` says about the rows measured so far.
+    """Build the content of ``retention.json`` from the rows measured so far.
 
     Args:
         method: Name of the training method.
@@ -175,7 +175,7 @@ def shortened(text: str, max_characters: int) -> str:
 
 
 def rounded(value: float | None) -> float | None:
-    """A number as files hold it: a few decimals, None for NaN."""
+    """A number rounded for files; None for NaN."""
     return None if value is None or math.isnan(value) else round(value, NUM_DECIMALS)
 
 
@@ -191,7 +191,7 @@ def _percentages(accuracies: Sequence[float | None]) -> list[str]:
 
 
 def _check_same_sequence(tasks: Sequence[str], row: StageRow) -> None:
-    """Refuse a row that was measured for other tasks, or for another order of them."""
+    """Reject a row that was measured for other tasks, or in another order."""
     stage = row["stage"]
     unknown = [task for task in row["accuracy"] if task not in tasks]
     expected = tasks[stage - 1] if 0 < stage <= len(tasks) else None

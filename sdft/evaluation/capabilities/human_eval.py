@@ -33,8 +33,8 @@ def program(completion: str, doc: Mapping[str, str]) -> str:
     """
     block = _FENCED.search(completion)
     code = completion if block is None else block[1]
-    preamble, _, _ = doc["code_prompt"].rpartition(f"def {doc['entry_point']}(")
-    return "\n\n".join([preamble, code, doc["test"], f"check({doc['entry_point']})\n"])
+    header, _, _ = doc["code_prompt"].rpartition(f"def {doc['entry_point']}(")
+    return "\n\n".join([header, code, doc["test"], f"check({doc['entry_point']})\n"])
 
 
 def pass_at_1(doc: Mapping[str, str], completions: Sequence[str]) -> dict[str, float]:
