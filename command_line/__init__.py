@@ -15,7 +15,7 @@ OWN = {"fetch": fetch_main, "knowledge": knowledge_main, "plan": plan_main, "pro
 
 
 def run() -> None:
-    """The console command: data, memory plans and probes, or what LightningCLI can."""
+    """Run the console command: fetch, knowledge, plan, probe, or a subcommand of LightningCLI."""
     command, *rest = sys.argv[1:] or [""]
     if command in OWN:
         OWN[command](rest)

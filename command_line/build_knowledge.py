@@ -1,4 +1,4 @@
-"""``sdft knowledge``: a knowledge task of your own in three steps, through files you can read.
+"""``sdft knowledge``: builds your own knowledge task in three steps, with readable files between.
 
 sdft knowledge articles DUMP FOLDER --created 2025 --category "natural disasters"
 sdft knowledge questions FOLDER --url http://127.0.0.1:8000/v1 --model NAME
@@ -18,7 +18,7 @@ from sdft.tasks.knowledge import ARTICLES, QUESTIONS, ask_questions, choose_arti
 
 
 def knowledge_main(arguments: Sequence[str]) -> None:
-    """Run one step and say what it wrote."""
+    """Run one step and print what it wrote."""
     options = _parser().parse_args(list(arguments))
     try:
         lines = options.step(options)

@@ -71,7 +71,7 @@ class RunDirectory(SaveConfigCallback):
 
 
 class ContinualCLI(LightningCLI):
-    """LightningCLI that knows stages and run directories."""
+    """LightningCLI with stages and run directories."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, parser_class=OneLineParser, **kwargs)
@@ -88,7 +88,7 @@ class ContinualCLI(LightningCLI):
             "--overwrite",
             type=bool,
             default=False,
-            help="Delete a used run directory and start anew.",
+            help="Delete an existing run directory and start again.",
         )
         parser.add_lightning_class_args(StageCheckpoint, "checkpoint")
         parser.add_lightning_class_args(StageExport, "export")
@@ -104,7 +104,7 @@ class ContinualCLI(LightningCLI):
             parser.link_arguments("seed_everything", target, compute_fn=int)
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the configuration alone: a checkpoint does not override files and flags."""
+        """Keep the configuration as it is: a checkpoint does not override files and flags."""
 
     def instantiate_classes(self) -> None:
         """Build model, data and trainer; a wrong option ends the run in one line."""
@@ -120,7 +120,7 @@ class ContinualCLI(LightningCLI):
         return super()._instantiate_trainer(config, [])
 
     def before_instantiate_classes(self) -> None:
-        """Settle the run directory, and where to resume, before anything is loaded."""
+        """Determine the run directory and the checkpoint to resume from, before any loading."""
         try:
             self._settle()
             self._check_data()
@@ -128,7 +128,7 @@ class ContinualCLI(LightningCLI):
             raise SystemExit(f"error: {error}") from error
 
     def _check_data(self) -> None:
-        """What can be known to be wrong with the data, before the model is loaded."""
+        """Check options of the data as far as possible before the model is loaded."""
         data = self.config[self.config.subcommand].data
         TeacherTemplate.load(data.teacher_template)
         for task in data.tasks:
@@ -156,14 +156,14 @@ class ContinualCLI(LightningCLI):
         settle_loggers(config.trainer, run_dir, resumed and resumed["global_step"])
 
     def _run_dir(self, config: Any) -> Path:
-        """The run's folder; one that is deleted in the end for a dry run."""
+        """The run's folder; for a dry run, one that is deleted at the end."""
         if config.trainer.fast_dev_run:
             self._dry_run_dir = TemporaryDirectory(prefix="sdft-fast_dev_run-")
             return Path(self._dry_run_dir.name)
         return Path(config.run_dir or Path("runs") / self._config_name(config)).expanduser()
 
     def _read_resumed(self, config: Any) -> dict[str, Any] | None:
-        """The checkpoint to go on from, which must be of a run with the same settings."""
+        """The checkpoint to resume from, which must be of a run with the same settings."""
         resolved = json.loads(self.parser.dump(self.config, format="json", skip_unset=False))
         self.settings = run_settings(resolved["fit"])
         if config.ckpt_path is None:
@@ -186,7 +186,7 @@ class ContinualCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's without predict; checkpoints are loaded as weights only in any case."""
+        """Lightning's subcommands without predict; checkpoints are always loaded weights-only."""
         return {
             name: left_out | {"weights_only"}
             for name, left_out in LightningCLI.subcommands().items()
@@ -204,7 +204,7 @@ class ContinualCLI(LightningCLI):
         ckpt_path: str | None = None,
         **_: Any,
     ) -> None:
-        """Run the sequence, then say what came out and where it lies."""
+        """Run the sequence, then print the results and where their files are."""
         checkpoints = (each for each in self.trainer.callbacks if type(each) is StageCheckpoint)
         stop = StopOnSignal(next(checkpoints, None))
         self.trainer.callbacks += [SettingsRecord(self.settings), stop]
@@ -236,7 +236,7 @@ class ContinualCLI(LightningCLI):
 
 
 def summary(trainer: L.Trainer) -> str:
-    """The accuracy matrix, where the files lie, and how to open TensorBoard."""
+    """The accuracy matrix, where the files are, and how to open TensorBoard."""
     run_dir = trainer.default_root_dir
     tables = [
         callback.table() for callback in trainer.callbacks if isinstance(callback, RetentionTracker)
@@ -255,11 +255,11 @@ def main(args: list[str] | None = None) -> ContinualCLI:
 
 
 def parsed(args: list[str] | None, cli: type[ContinualCLI]) -> ContinualCLI:
-    """A command line, parsed and given to a class of command."""
+    """Parse a command line and run it with a class of command."""
     arguments = with_shipped_configs(sys.argv[1:] if args is None else args)
     refuse_renamed(arguments)
     if args is None:
-        sys.argv[1:] = arguments  # given both, Lightning warns
+        sys.argv[1:] = arguments  # Lightning warns if given both
     defaults = {"default_config_files": [str(CONFIGS / "defaults.yaml")]}
     with without_lightning_chatter():
         return cli(

@@ -1,4 +1,4 @@
-"""``sdft fetch CONFIG …``: brings every public data set that configurations name, before a run."""
+"""``sdft fetch CONFIG …``: fetches every public data set that configurations name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def fetch_main(arguments: Sequence[str]) -> None:
     """Fetch, and print the folder of each data set; without a configuration, list all of them."""
     parser = argparse.ArgumentParser(
         prog="sdft fetch",
-        description="Bring the data of configurations into the cache; runs read it from there.",
+        description="Fetch the data of configurations into the cache, where runs read it.",
     )
     parser.add_argument("configs", nargs="*", metavar="CONFIG", help="name or file")
     names = parser.parse_args(list(arguments)).configs
@@ -37,7 +37,7 @@ def fetch_main(arguments: Sequence[str]) -> None:
 
 
 def tasks_of(config: Path) -> Iterator[dict[str, Any]]:
-    """The tasks that a configuration file lists itself."""
+    """The tasks listed in a configuration file itself."""
     data = (yaml.safe_load(config.read_text("utf-8")) or {}).get("data") or {}
     for key in ("tasks", "tasks+"):
         yield from data.get(key) or []

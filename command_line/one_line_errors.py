@@ -1,8 +1,8 @@
-"""What is wrong with a command line or a configuration, in a line.
+"""Reduces errors in a command line or a configuration to one line.
 
 jsonargparse prints a page of usage, then every alternative that a value did not match, then the
-value with all its defaults. What the user needs of it is which option, which value, and what to
-write instead.
+value with all its defaults. The user needs only the option, the value, and what to write
+instead.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class OneLineParser(LightningArgumentParser):
     """A parser that ends the program with one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Say what is wrong, and which name comes closest."""
-        if not self.exit_on_error:  # a part of a configuration: the whole has more to say
+        """End the program with the error and the closest known name."""
+        if not self.exit_on_error:  # a part of a configuration: the error for the whole says more
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         text = condensed(message) + _meant(message, parser._option_string_actions)
@@ -44,7 +44,7 @@ class OneLineParser(LightningArgumentParser):
 
 
 def condensed(message: str) -> str:
-    """An error of jsonargparse without the alternatives that nobody meant."""
+    """An error of jsonargparse without the irrelevant alternatives."""
     if not NOISE.search(message) and not KEY.search(message):
         return " ".join(message.split())
     text = " ".join(dict.fromkeys(_telling(message.splitlines())))
@@ -72,7 +72,7 @@ def _telling(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _meant(message: str, options: Iterable[str]) -> str:
-    """The names that come closest to one that is not known."""
+    """The names closest to an unknown one."""
     if "the following arguments are required" in message:
         return "; give a configuration that states them, such as --config quickstart"
     if unknown := re.search(r"unrecognized arguments: (--[\w.]+)", message):
@@ -101,7 +101,7 @@ def _alike(name: str, known: Iterable[str]) -> list[str]:
 
 
 def _parameters(kind: Any) -> set[str]:
-    """Names of a class's options, its bases' included."""
+    """Names of a class's options, including those of its bases."""
     names: set[str] = set()
     for each in getattr(kind, "__mro__", ()):
         if "__init__" in vars(each):

@@ -1,4 +1,4 @@
-"""``sdft plan``: whether a configuration fits a GPU, in seconds and without its weights."""
+"""``sdft plan``: says in seconds, without loading weights, whether a configuration fits a GPU."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from sdft.model.pretrained import model_config
 
 UNITS = {"GiB": 2**30, "GB": 10**9, "MiB": 2**20, "MB": 10**6}
 GIB = UNITS["GiB"]
-SPARE = 0.1  # of the GPU: CUDA's context, fragmentation, what no plan knows
-MOST_PROMPT_TOKENS = 1024  # of a plan, where the data module sets no limit
+SPARE = 0.1  # fraction of the GPU: CUDA's context, fragmentation, and the unforeseen
+MOST_PROMPT_TOKENS = 1024  # tokens, if the data module sets no limit
 
 
 class _Parsed(ContinualCLI):
@@ -34,14 +34,14 @@ class _Parsed(ContinualCLI):
 
 
 def plan_main(args: list[str]) -> None:
-    """Print the plan; exit code 1 where it does not fit with a tenth to spare."""
+    """Print the plan; exit with code 1 unless it fits with a tenth to spare."""
     parser = argparse.ArgumentParser(prog="sdft plan", description=__doc__)
     parser.add_argument("--gpu", default="139GiB", help="memory of a GPU, such as 80GB or 139GiB")
-    parser.add_argument("--shape", help="config.json of the model, where the hub is out of reach")
+    parser.add_argument("--shape", help="config.json of the model, if the hub cannot be reached")
     parser.add_argument("--prompt_tokens", type=int, help="longest prompt, the teacher's")
-    parser.add_argument("--ranks", type=int, help="processes, where the configuration says auto")
+    parser.add_argument("--ranks", type=int, help="processes, if the configuration says auto")
     options, rest = parser.parse_known_args(args)
-    sys.argv = sys.argv[:1]  # Lightning warns of arguments that come twice
+    sys.argv = sys.argv[:1]  # Lightning warns of arguments given twice
     try:
         limit = parsed_bytes(options.gpu)
         config = parsed(["fit", *rest], _Parsed).config["fit"]
@@ -57,7 +57,7 @@ def parsed_bytes(text: str) -> int:
     """Bytes of a size such as 80GB.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is not a size.
     """
     match = re.fullmatch(rf"([\d.]+)\s*({'|'.join(UNITS)})", text)
     if match is None:
@@ -66,10 +66,10 @@ def parsed_bytes(text: str) -> int:
 
 
 def planned_step(config: Any, options: argparse.Namespace) -> PlannedStep:
-    """What decides the bytes, from a resolved configuration.
+    """The sizes that determine memory, from a resolved configuration.
 
     Raises:
-        ValueError: The number of processes is not known, or the model's shape is not to be had.
+        ValueError: The number of processes is not known, or the model's shape is not available.
     """
     model, data = config.model.init_args, config.data
     ranks = _ranks(config.trainer, options.ranks)
@@ -111,7 +111,7 @@ def _ranks(trainer: Any, given: int | None) -> int:
 
 
 def in_words(plan: MemoryPlan, step: PlannedStep, limit: int, gpu: str) -> str:
-    """The parts, the phases and the verdict, a line each."""
+    """Parts, phases and verdict, one per line."""
     lines = [
         f"{plan.num_parameters / 1e9:.2f} billion parameters, {plan.num_trained / 1e9:.3f} trained",
         f"{step.rows} rows a rank, prompts of {step.prompt_tokens} tokens, completions of "

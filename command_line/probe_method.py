@@ -1,4 +1,4 @@
-"""``sdft probe``: which method and which template suit a task, before anything is trained."""
+"""``sdft probe``: recommends a method and a prompt template for a task before training."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ Numbers = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One template, tried on the training rows of all tasks.
+    """Results of one prompt template on the training rows of all tasks.
 
     Args:
         template: Its name.
-        by_task: Task -> what was found.
+        by_task: Task -> its results.
     """
 
     template: str
     by_task: Mapping[str, Numbers]
 
     def mean(self, name: str) -> float:
-        """Over the tasks."""
+        """Mean over the tasks."""
         return statistics.fmean(numbers[name] for numbers in self.by_task.values())
 
     def line(self) -> str:
-        """In one line."""
+        """The results in one line."""
         return (
             f"  {self.template:<16} teacher {self.mean('teacher_accuracy'):4.0%}   "
             f"KL(teacher || student) {self.mean('kl_teacher_student'):.2f} nats a token"
@@ -50,11 +50,11 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
-    """What to start with.
+    """The recommended settings.
 
     Args:
-        settings: An override configuration.
-        because: The evidence and what would change it, a sentence each.
+        settings: An override config.
+        because: Sentences with the evidence and what would change the recommendation.
     """
 
     settings: dict[str, Any]
@@ -62,11 +62,11 @@ class Recommendation:
 
 
 def recommend(findings: Sequence[Finding]) -> Recommendation:
-    """The method by rule: what the teacher adds, and whether the student's samples can carry it.
+    """Choose the method from the accuracies of teacher and student.
 
-    The template is that with the most accurate teacher, of equal ones that with the least KL. If
-    its teacher is no better than the student: SFT. If it is and the student answers nothing right:
-    SDFT on the demonstrations. Otherwise SDFT on the student's own samples.
+    The template is the one with the most accurate teacher; of equal ones, that with the least KL.
+    If its teacher is no better than the student: SFT. If it is better and the student answers
+    nothing right: SDFT on the demonstrations. Otherwise: SDFT on the student's own samples.
 
     Args:
         findings: At least one.
@@ -113,7 +113,7 @@ def recommend(findings: Sequence[Finding]) -> Recommendation:
 
 
 class _TemplateProbe(L.Callback):
-    """Asks student and teacher the first training rows of every task, template by template."""
+    """Asks student and teacher the first training rows of each task, for each prompt template."""
 
     def __init__(self, templates: Sequence[str], num_rows: int) -> None:
         self.templates, self.num_rows = templates, num_rows
@@ -153,15 +153,15 @@ def probe_main(args: list[str]) -> None:
     probe = _TemplateProbe(options.templates, options.num_rows)
 
     class Probing(ContinualCLI):
-        """``validate`` with the probe behind it."""
+        """``validate``, which runs the probe."""
 
         def before_validate(self) -> None:
             """Add the probe."""
             self.trainer.callbacks.append(probe)
 
-    sys.argv = sys.argv[:1]  # Lightning warns of arguments that come twice
+    sys.argv = sys.argv[:1]  # Lightning warns of arguments given twice
     try:
-        with TemporaryDirectory() as folder:  # nothing of the probe stays in a run's folder
+        with TemporaryDirectory() as folder:  # the probe leaves nothing in a run's folder
             parsed(["validate", *rest, f"--run_dir={folder}"], Probing)
     except (UsageError, ValueError) as error:
         raise SystemExit(f"error: {error}") from error
@@ -173,7 +173,7 @@ def probe_main(args: list[str]) -> None:
 
 
 def in_words(findings: Sequence[Finding], found: Recommendation, num_rows: int) -> str:
-    """The evidence, the recommendation, and what was not tried."""
+    """The evidence, the recommendation, and what remains to be tuned."""
     lines = [
         f"\n{num_rows} training rows of each task, means over tasks; the student alone: "
         f"{findings[0].mean('student_accuracy'):.0%}",
@@ -185,6 +185,6 @@ def in_words(findings: Sequence[Finding], found: Recommendation, num_rows: int) 
 
 
 def as_config(found: Recommendation) -> str:
-    """An override configuration, with the evidence as its comment."""
+    """The override config, with the evidence as its comment."""
     comment = "".join(f"# {sentence}\n" for sentence in found.because)
     return comment + yaml.safe_dump(found.settings, sort_keys=False)

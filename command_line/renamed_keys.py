@@ -1,4 +1,4 @@
-"""Options that have another name by now, refused with the new one before anything is parsed."""
+"""Refuses options that have been renamed, and names the new ones, before parsing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RENAMED = {
     "model.probe_teacher": "in_context.num_rows, which is 0 for off",
     "openings": "preambles",
 }
-# The name stays, but a single word was its value: what to write instead.
+# The name is unchanged, but the value was a single word: what to write instead.
 WAS_A_WORD = {"model.teacher": "model.teacher.kind"}
 CONFIG_FLAGS = ("-c", "--config")
 
@@ -48,7 +48,7 @@ def refuse_renamed(arguments: Sequence[str]) -> None:
 
 
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str, Any]]:
-    """Place, dotted name and value of every option, those in configurations included."""
+    """Place, dotted name and value of every option, including those in configurations."""
     for argument, following in pairwise([*arguments, ""]):
         flag, equals, value = argument.partition("=")
         value = value if equals else following
@@ -59,10 +59,10 @@ def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str, Any]]:
 
 
 def _read(config: str) -> Any:
-    """The content of a configuration; None of one that the parser will complain about.
+    """The content of a configuration; None if the parser will report an error in it.
 
     Raises:
-        SystemExit: A file is no YAML.
+        SystemExit: A file is not valid YAML.
     """
     path = Path(config)
     try:

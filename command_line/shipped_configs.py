@@ -1,4 +1,4 @@
-"""The configurations that come with the package, found by name from any folder."""
+"""Finds the configurations that come with the package by name, from any folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CONFIGS = Path(__file__).parent / "configs"  # in the repository, a link to its 
 def with_shipped_configs(arguments: Sequence[str]) -> list[str]:
     """The command line with the paths of shipped configurations in place of their names.
 
-    A file of that name in the working directory goes before a shipped one.
+    A file of that name in the working directory takes precedence over a shipped one.
 
     Raises:
         SystemExit: A name is neither a file nor a shipped configuration.

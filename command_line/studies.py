@@ -1,7 +1,7 @@
-"""Studies: a grid of configurations times seeds, each run a process of its own.
+"""Studies: a grid of configurations and seeds, with each run in its own process.
 
 A study can be stopped and started again at any time: finished runs are skipped, runs that were
-killed resume from their last checkpoint, and runs that fail are listed without stopping others.
+killed resume from their last checkpoint, and failed runs are listed without stopping the others.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class StudyRun:
     """One run of a study.
 
     Args:
-        name: Of its directory: arm, values of the grid, seed.
-        arguments: Of ``train.py``, without the run's directory.
+        name: The directory's name: arm, values of the grid, seed.
+        arguments: Arguments of ``train.py``, without the run's directory.
     """
 
     name: str
     arguments: tuple[str, ...]
 
     def command(self, folder: Path) -> list[str]:
-        """The whole command; a run that was killed resumes with it."""
+        """The full command, which also resumes a run that was killed."""
         place = ["--run_dir", str(folder / self.name), "--ckpt_path", "auto"]
         return [sys.executable, str(TRAIN), *self.arguments, *place]
 
@@ -52,12 +52,12 @@ def read_study(path: Path) -> list[StudyRun]:
     """All runs of a study, in the order in which they are to be run: seed by seed.
 
     The file has ``config``, configurations that all runs share; ``arms``, name -> further
-    ``config`` and ``options``; and ``runs``, a list of which each entry has ``seeds`` and, if
-    wanted, ``arms`` (all of them) and ``grid``: option -> values.
+    ``config`` and ``options``; and ``runs``, a list of which each entry has ``seeds`` and
+    optionally ``arms`` (all of them) and ``grid``: option -> values.
 
     Raises:
-        ValueError: The file is not like this; names the key.
-        FileNotFoundError: There is no such file.
+        ValueError: The file does not have this form; names the key.
+        FileNotFoundError: The file does not exist.
     """
     try:
         study = _checked(yaml.safe_load(path.read_text("utf-8")), "the study")
@@ -125,11 +125,11 @@ def _refuse_none_or_twice(runs: Sequence[StudyRun]) -> None:
 
 @dataclass
 class Runner:
-    """Runs what is not finished yet.
+    """Runs those runs of a study that are not finished.
 
     Args:
-        folder: Of the run directories; the processes' output goes to its ``logs``.
-        jobs: Runs at a time.
+        folder: Parent of the run directories; the processes' output goes to its ``logs``.
+        jobs: Number of runs at a time.
     """
 
     folder: Path
@@ -145,7 +145,7 @@ class Runner:
 
         Raises:
             ValueError: A finished run was made by another command.
-            KeyboardInterrupt: The study is stopped; its runs were told to end in order.
+            KeyboardInterrupt: The study is stopped, and its runs have been asked to save and end.
         """
         waiting = [run for run in runs if not self.is_finished(run)]
         with ThreadPoolExecutor(self.jobs) as pool:
@@ -157,7 +157,7 @@ class Runner:
         return [run.name for run, code in zip(waiting, ended, strict=True) if code]
 
     def is_finished(self, run: StudyRun) -> bool:
-        """Whether the run has ended well before, by the same command."""
+        """Whether the run has already finished with the same command."""
         file = self.folder / run.name / FINISHED
         if not file.exists():
             return False
@@ -169,7 +169,7 @@ class Runner:
         return True
 
     def log(self, name: str) -> Path:
-        """What the run's process printed."""
+        """The file with the output of the run's process."""
         return self.folder / "logs" / f"{name}.log"
 
     def _one(self, run: StudyRun) -> int:
@@ -189,7 +189,7 @@ class Runner:
         return code
 
     def _stop(self) -> None:
-        """Let running processes save and end."""
+        """Ask running processes to save and end."""
         self._stopping = True
         for process in self._processes:
             if process.poll() is None:

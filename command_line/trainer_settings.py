@@ -1,4 +1,4 @@
-"""What the command line makes of the Trainer's flags before the Trainer is built."""
+"""Prepares the Trainer's flags before the Trainer is built."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def check_trainer(trainer: Namespace) -> None:
 
 
 def settle_loggers(trainer: Namespace, run_dir: Path, resumed_step: int | None) -> None:
-    """Let every logger write to the run's folder; where none is named, TensorBoard does.
+    """Point every logger to the run's folder; TensorBoard is the default logger.
 
-    A relative ``save_dir`` counts from that folder.
+    A relative ``save_dir`` is relative to that folder.
 
     Args:
         trainer: The Trainer's options; changed in place.
@@ -66,15 +66,15 @@ def _settle_logger(logger: Namespace, run_dir: Path, resumed_step: int | None) -
             options.version = version
     if kind is TensorBoardLogger:
         options.default_hp_metric = False
-        if resumed_step is not None:  # what a killed run logged after its last checkpoint goes
+        if resumed_step is not None:  # drops what a killed run logged after its last checkpoint
             options.purge_step = resumed_step + 1
 
 
 def suited_callbacks(callbacks: Iterable[L.Callback], trainer: dict[str, Any]) -> list[L.Callback]:
-    """The callbacks without those of ours that a flag of the Trainer turns off.
+    """The callbacks, without those of ours that a Trainer flag turns off.
 
     Args:
-        callbacks: The user's and the command line's.
+        callbacks: Those of the user and of the command line.
         trainer: The Trainer's arguments.
     """
     callbacks = list(callbacks)

@@ -1,4 +1,4 @@
-"""What several runs show, side by side: a page, Markdown and figures."""
+"""Compares several runs: an HTML page, Markdown and figures."""
 
 from sdft.report.comparison import compare
 from sdft.report.load_runs import read_run

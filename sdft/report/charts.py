@@ -1,6 +1,6 @@
-"""The four figures of a comparison.
+"""Draws the four figures of a comparison.
 
-Points and lines are named beside them; colours are those of :mod:`sdft.evaluation.figures`.
+Points and lines are labelled directly; colours are those of :mod:`sdft.evaluation.figures`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sdft.report.comparison import (
 from sdft.report.panels import GRID, PANEL_HEIGHT, Chart, Panel
 
 NAME_HEIGHT = 0.2
-"""Inches that a name at the edge of a panel needs."""
+"""Inches that a label at the edge of a panel needs."""
 MARKERS = "osD^vPX*"
 
 
@@ -129,7 +129,7 @@ def _height(num_names: int) -> float:
 
 @dataclass(frozen=True)
 class Line:
-    """A method's line: its place among the methods, its name, and what was measured at each x."""
+    """A method's line: its index among the methods, its name, and the values at each x."""
 
     index: int
     name: str
@@ -141,7 +141,7 @@ class Line:
         return COLOURS[self.index % len(COLOURS)]
 
     def draw(self, axes: Axes) -> None:
-        """Points, the line between them and their intervals."""
+        """Draw points, the line between them, and their intervals."""
         marker = MARKERS[self.index % len(MARKERS)]
         heights = [each.mean for each in self.estimates.values()]
         axes.plot(
@@ -159,7 +159,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Point:
-    """A method in the plane of prior capability and new-task accuracy."""
+    """A method's point: prior capability across, new-task accuracy upward."""
 
     name: str
     across: Estimate
@@ -253,7 +253,7 @@ def _draw_pass_at_k(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def _interval_bar(axes: Axes, x: float, estimate: Estimate | None, colour: str) -> None:
-    """The 95 % interval as a bar, cut at the panel's edges; nothing where there is none."""
+    """The 95 % interval as a bar, clipped at the panel's edges; nothing if there is none."""
     if estimate and estimate.half_width:
         bottom, top = axes.get_ylim()
         low = max(estimate.mean - estimate.half_width, bottom)

@@ -1,4 +1,4 @@
-"""Runs by what they have in common, and the numbers that they are compared by."""
+"""Groups comparable runs, and computes the numbers that they are compared by."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ Measure = Callable[[Run], float | None]
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one method with the same settings: they differ in the seed alone.
+    """The runs of one method with the same settings, which differ only in the seed.
 
     Args:
         label: The method's name; where several settings share it, with the option that tells them
             apart, or else a number.
         runs: At least one.
-        settings: The options in which it differs from other groups of its method.
+        settings: The options that differ from those of its method's other groups.
     """
 
     label: str
@@ -51,7 +51,7 @@ class Group:
         return [measure(run) for run in self.runs]
 
     def mean(self, measure: Measure) -> Estimate | None:
-        """Mean over the runs that have a number; None where none has it."""
+        """Mean over the runs that have a number; None if no run has."""
         return Estimate.of(self.values(measure))
 
 
@@ -70,7 +70,7 @@ class Comparison:
 
 
 def compare(runs: Iterable[Run]) -> list[Comparison]:
-    """Sort runs into comparisons and groups, in the order they are given.
+    """Sort runs into comparisons and groups, in the given order.
 
     Raises:
         ValueError: Two runs are the same experiment with the same seed.
@@ -98,7 +98,7 @@ def _groups(runs: Sequence[Run]) -> list[Group]:
 
 
 def difference_label(run: Run, others: Sequence[Run]) -> str:
-    """The method's name, and what tells the run from others of its method: a run per setting."""
+    """The method's name, with what distinguishes the run from others of its method."""
     if len(others) == 1:
         return run.method
     for name, value in _differences(run, others).items():
@@ -119,7 +119,7 @@ def _differences(run: Run, others: Sequence[Run]) -> dict[str, str]:
 
 
 def _refuse_twice(runs: Sequence[Run]) -> None:
-    """One experiment counted twice would make an interval too small."""
+    """Refuse a repeated experiment: counted twice, it would make intervals too narrow."""
     seen: dict[int | None, Run] = {}
     for run in runs:
         twin = seen.setdefault(run.seed, run)
@@ -133,7 +133,7 @@ def _refuse_twice(runs: Sequence[Run]) -> None:
 def at_the_end(read: Callable[[Tensor], Tensor]) -> Measure:
     """A number of the accuracy matrix of runs whose last stage was measured.
 
-    Only then do means over tasks compare with those of other runs.
+    Only then are means over tasks comparable with those of other runs.
     """
 
     def measure(run: Run) -> float | None:
@@ -209,7 +209,7 @@ class GainScale:
 
 
 def common_suites(comparison: Comparison) -> list[str]:
-    """The suites that every run with prior capabilities after its last stage has there."""
+    """The suites that all runs share, of those with prior capabilities after the last stage."""
     ends = [row for run in comparison.runs if (row := _suites(run, len(run.tasks)))]
     return [suite for suite in (ends[0] if ends else ()) if all(suite in row for row in ends)]
 

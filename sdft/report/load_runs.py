@@ -1,4 +1,4 @@
-"""A run's directory, read and checked; what need not be there is None."""
+"""Reads and checks a run's directory; absent optional files are None."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from sdft.runs.file_values import (
 from sdft.runs.jsonl import read_records
 
 PATHS = ("trainer.default_root_dir",)
-"""Options that say where a run lies, and nothing about what it does."""
+"""Options of where a run is stored, which do not affect it."""
 
 NUM_PROMPTS = 2
-"""Prompts of every task whose answers are shown."""
+"""Number of prompts per task whose answers are shown."""
 
 COUNTED = ("num_steps", "completion_tokens", "flops_vs_sft", "peak_memory_bytes")
 """Members of ``cost.json`` that are read as they are."""
 
 SFT = "sft"
-"""The member of ``flops`` that the run did not spend: what SFT on the same rows would have."""
+"""The member of ``flops`` that the run did not spend: the cost of SFT on the same rows."""
 
 Shares = dict[str, float | None]
 
@@ -66,10 +66,10 @@ class TrajectoryRow:
 
 @dataclass(frozen=True)
 class Run:
-    """What one run's directory says; None for a file that is not there.
+    """The content of one run's directory; None for an absent file.
 
     Args:
-        name: The directory, as it was given.
+        name: The directory, as given.
         seed: Its ``seed_everything``.
         method: Name of the method.
         model: Name of the model.
@@ -77,11 +77,11 @@ class Run:
         matrix: (K + 1, K) accuracies, NaN where nothing was measured.
         test: Accuracy on the test rows by task.
         settings: Options by dotted name, without seed and paths.
-        cost: What ``cost.json`` counted.
+        cost: The sums in ``cost.json``.
         capabilities: Stage -> suite of prior capabilities -> accuracy.
         pass_at_k: Task -> k -> pass@k.
         answers: The same validation prompts answered at every stage.
-        trajectory: What was measured inside the stages, in order.
+        trajectory: The measurements within the stages, in order.
     """
 
     name: str
@@ -103,7 +103,7 @@ def read_run(folder: Path) -> Run:
     """Read a run's directory.
 
     Raises:
-        ValueError: A file or a key is missing, or its value is broken; names the file and the
+        ValueError: A file or a key is missing, or its value is invalid; names the file and the
             place, and says what to do.
     """
     config = read_yaml(folder / "config.yaml")
@@ -160,7 +160,7 @@ def _test(record: Mapping[str, Any]) -> Shares | None:
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, str]:
-    """Options of method, data and trainer that may move a result, as text.
+    """Options of method, data and trainer that may affect a result, as text.
 
     The trainer's lists and objects are loggers, callbacks and plugins, which only observe.
     """
@@ -200,7 +200,7 @@ def _cost(path: Path) -> dict[str, float | None]:
 
 
 def _total(amounts: Sequence[float | None]) -> float | None:
-    """The sum, or None if there is nothing to add or any part is missing."""
+    """The sum, or None if there is nothing to add or a part is missing."""
     known = [each for each in amounts if each is not None]
     return sum(known) if known and len(known) == len(amounts) else None
 

@@ -1,9 +1,9 @@
-"""What learning costs: prices of methods compared where they have learned equally much.
+"""Compares the price of learning between methods at points of equal learning.
 
-A trajectory is what one run went through: after every few optimizer steps, how much of the new
-task it had learned and what that had cost so far (drift, forgetting, a change of prior
+A trajectory is a series of measurements in one run: after every few optimizer steps, how much of
+the new task it had learned and what that had cost so far (drift, forgetting, a change of prior
 capabilities). Methods and learning rates learn at different speeds, so prices after the same
-number of steps, or at the end, say little. Here they are compared at the same learning.
+number of steps, or at the end, are not comparable. Here they are compared at the same learning.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from sdft.evaluation.statistics import bootstrap_interval, sign_flip_p
 
 TARGET_SHARES = (0.5, 0.7, 0.9)
-"""Targets of learning, as shares of the best that any method reached."""
+"""Targets of learning, as fractions of the best that any method reached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,8 @@ class Point:
     """One measurement of a trajectory.
 
     Args:
-        learning: What was learned so far, such as the accuracy on the new task.
-        price: What it had cost; more is worse. None where it was not measured.
+        learning: How much was learned so far, such as the accuracy on the new task.
+        price: What it cost; higher is worse. None where it was not measured.
     """
 
     learning: float
@@ -34,9 +34,9 @@ class Point:
 def price_at(trajectory: Sequence[Point], target: float) -> float | None:
     """The price at which a run first reached a target, interpolated linearly.
 
-    The first measurement that is at or above the target decides, and the one before it: the price
-    is that of the straight line between the two. What happens afterwards does not count, so a
-    run that falls back below the target has still reached it.
+    The price is interpolated between the first measurement at or above the target and the one
+    before it. What happens afterwards does not count, so a run that falls back below the target has
+    still reached it.
 
     Args:
         trajectory: In order of time.
@@ -69,17 +69,17 @@ def best_learning(trajectories: Iterable[Sequence[Point]]) -> float:
 
 
 def choose_rate(pilots: Mapping[float, Sequence[Sequence[Point]]], target: float) -> float:
-    """The learning rate of a method, by a rule that is fixed before the runs it is judged by.
+    """Choose a method's learning rate by a rule fixed before the runs that are compared.
 
     Of the rates at which most pilot runs reach the target, the one with the least mean price
     there; if there is no such rate, the one with the most learning.
 
     Args:
-        pilots: Rate -> trajectories of the runs to choose by, one for each seed.
+        pilots: Rate -> trajectories of the pilot runs, one for each seed.
         target: Of learning.
 
     Raises:
-        ValueError: No rates.
+        ValueError: There are no rates.
     """
     if not pilots:
         raise ValueError("no learning rates to choose from")
@@ -102,12 +102,12 @@ class PairedDifference:
         low: Lower end of the 95 % percentile bootstrap interval of the mean, over seeds; None for
             fewer than two seeds. With few seeds such an interval is too narrow.
         high: Its upper end.
-        p: Two-sided, of the exact sign-flip test: the share of the 2^n ways to swap the two
-            methods within seeds that give a mean at least as far from 0. None for no seeds. With
-            n seeds it cannot be less than 2 / 2^n.
-        num_pairs: n.
+        p: Two-sided p-value of the exact sign-flip test: the fraction of the 2^n ways to swap the
+            two methods within seeds that give a mean at least as far from 0. None for no seeds.
+            With n seeds it cannot be less than 2 / 2^n.
+        num_pairs: The number of pairs, n.
         num_seeds: Seeds that both methods were run with.
-        not_reached: Of these, how many times the one and the other did not reach the target.
+        not_reached: In how many of these the first and the second method missed the target.
     """
 
     mean: float | None
@@ -126,7 +126,7 @@ def paired_difference(
 
     Args:
         one: Seed -> price at the target, None where it was not reached.
-        other: The same of the other method; only seeds of both count.
+        other: The same for the other method; only seeds of both count.
     """
     seeds = sorted(one.keys() & other.keys())
     pairs = [(one[seed], other[seed]) for seed in seeds]

@@ -1,4 +1,4 @@
-"""A model card for each exported stage, from the files of the run that made it."""
+"""Writes a model card for each exported stage, from the files of its run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write_model_card(run: Path, export: Path, stage: int) -> None:
     Args:
         run: The run's directory, with ``config.yaml`` and ``retention.json``.
         export: The directory of the weights.
-        stage: How many stages they were trained in, from 1.
+        stage: Number of stages trained, from 1.
 
     Raises:
         ValueError: A file of the run is missing or broken.
@@ -54,10 +54,10 @@ def model_card(
 
     Args:
         config: The run's resolved configuration.
-        record: What ``retention.json`` holds.
-        stage: How many stages the weights were trained in, from 1.
+        record: The content of ``retention.json``.
+        stage: Number of stages the weights were trained in, from 1.
         title: The name of the export.
-        has_figure: Whether ``retention.png`` lies beside the card.
+        has_figure: Whether ``retention.png`` is in the card's folder.
     """
     names = list(record["tasks"])
     environment = ImmutableSandboxedEnvironment(
@@ -85,7 +85,7 @@ def model_card(
 
 
 def training_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a run's configuration that decides what is trained, without what is not set."""
+    """The options of a run that affect training, without those that are not set."""
     trainer = {name: config["trainer"][name] for name in TRAINER_OPTIONS}
     kept = {
         "seed_everything": config["seed_everything"],

@@ -1,4 +1,4 @@
-"""The report's files: one page without a network, Markdown beside it, and the figures."""
+"""Writes the report: one self-contained page, the same in Markdown, and the figures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from sdft.report.trade_off_section import matched_table, pair_table, trade_off_c
 from sdft.runs.files import write_bytes_atomically, write_text_atomically
 
 MOST_NAMES = 6
-"""Runs that a sentence names before it counts the others."""
+"""Number of runs that a sentence names before it counts the others."""
 
 PARTS = {
     "test": ("accuracies on test rows", "the line of test rows needs"),
@@ -42,7 +42,7 @@ PARTS = {
     "trajectory": ("trajectories (trajectory.jsonl)", "what learning costs needs"),
     "answers": ("answers at every stage (answers/stage-*.jsonl)", "the rollouts side by side need"),
 }
-"""Part of a run -> what it is, and what needs it."""
+"""Part of a run -> its description, and the part of the report that needs it."""
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~$-])")
 _BLANK_LINES = re.compile(r"\n\s*\n")
@@ -56,9 +56,9 @@ def write_report(
     """Write ``report.html``, ``report.md`` and the figures.
 
     Args:
-        comparisons: What to show, a section each.
+        comparisons: The comparisons to show, in a section each.
         output: The directory to write to; files of an earlier report are replaced.
-        show_rows: Whether to show prompts, which are rows of the data, and answers to them.
+        show_rows: Whether to show prompts, which come from the data, and answers to them.
 
     Returns:
         The files, the page first.
@@ -96,7 +96,7 @@ def _environment(
 
 
 def _section(comparison: Comparison, place: int, show_rows: bool) -> dict[str, Any]:
-    """What the templates show of one comparison."""
+    """The values that the templates show of one comparison."""
     charts = [draw(comparison) for draw in CHARTS]
     return {
         "comparison": comparison,
@@ -133,13 +133,13 @@ def _drawn(chart: Chart, place: int) -> dict[str, Any]:
 
 
 def _compact(text: str) -> str:
-    """A model's text without the blank lines around and inside it that only take room."""
+    """A model's text without blank lines around and inside it."""
     compact = _BLANK_LINES.sub("\n\n", text).strip()
     return compact or (f"(blank: {len(text)} characters)" if text else "(empty)")
 
 
 def _markdown(value: object) -> Markup:
-    """Text that Markdown shows as it is, on one line; what a macro made stays as it is."""
+    """Text escaped for Markdown, on one line; the output of a macro is not escaped."""
     if isinstance(value, Markup):
         return value
     escaped = str(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -159,7 +159,7 @@ def absence(comparison: Comparison, part: str) -> str | None:
 
 
 def missing(comparison: Comparison) -> list[str]:
-    """Everything that is missing, a sentence each."""
+    """A sentence for each missing part."""
     sentences = [absence(comparison, part) for part in PARTS]
     return [
         *_unfinished(comparison),
@@ -176,7 +176,7 @@ def _presence(comparison: Comparison, part: str) -> Callable[[Run], bool]:
 
 
 def _unfinished(comparison: Comparison) -> list[str]:
-    """Sentences about sequences under way, and about rows with holes."""
+    """Sentences about unfinished sequences, and about rows with missing cells."""
     sentences = []
     for run in comparison.runs:
         last = last_measured_stage(run.matrix)

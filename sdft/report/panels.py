@@ -1,7 +1,6 @@
-"""A figure as panels: drawn one by one for the page, together for the figure's files.
+"""Draws a figure as panels: one by one for the page, together for the figure's files.
 
-On the page, panels flow into as many columns as the screen has room for, and their colours follow
-its light and dark scheme.
+On the page, the number of columns fits the screen, and the colours follow its light or dark scheme.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ THEME = {
     "#FFFFFF": "--paper",
     **{colour: f"--line-{index}" for index, colour in enumerate(COLOURS)},
 }
-"""A figure's colour -> the custom property of the page that takes its place."""
+"""A figure's colour -> the CSS custom property of the page that replaces it."""
 
 _COLOUR = re.compile("#[0-9a-fA-F]{6}")
 _REFERENCE = re.compile(r"^#|(?<=url\(#)")
@@ -46,9 +45,9 @@ class Panel:
 
     Args:
         title: Above the panel.
-        description: What it shows, for who cannot see it.
-        draw: Draws it.
-        height: In inches.
+        description: What it shows, for readers who cannot see it.
+        draw: Draws the panel.
+        height: Height in inches.
     """
 
     title: str
@@ -75,8 +74,8 @@ def inline_svg(svg: str, prefix: str, description: str) -> Markup:
     """An SVG image as an element of an HTML page.
 
     Args:
-        svg: As matplotlib writes it.
-        prefix: Put before every id, so that several images do not share them.
+        svg: The image, as matplotlib writes it.
+        prefix: Added before every id, so that several images do not share them.
         description: What the image shows.
     """
     root = ElementTree.fromstring(svg)
@@ -90,7 +89,7 @@ def inline_svg(svg: str, prefix: str, description: str) -> Markup:
         root.remove(metadata)
     del root.attrib["width"], root.attrib["height"]
     root.attrib.update({"role": "img", "aria-label": description})
-    return Markup(ElementTree.tostring(root, encoding="unicode"))  # every text is escaped in it
+    return Markup(ElementTree.tostring(root, encoding="unicode"))  # all text in it is escaped
 
 
 def _local(name: str) -> str:
@@ -127,7 +126,7 @@ def _svg(figure: Figure) -> str:
 
 
 def _figure(panels: Sequence[Panel]) -> Figure:
-    """The panels in rows of a few."""
+    """The panels, grouped in rows."""
     num_columns = min(COLUMNS, len(panels))
     num_rows = math.ceil(len(panels) / num_columns)
     height = max(panel.height for panel in panels)

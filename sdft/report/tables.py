@@ -1,4 +1,4 @@
-"""The tables of a comparison, as text that both the page and the Markdown show."""
+"""Builds the tables of a comparison, as text for both the page and the Markdown."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ UNDEFINED = "undefined"
 GIB = 2**30
 POWERS = {3: "10³", 6: "10⁶", 9: "10⁹", 12: "10¹²", 15: "10¹⁵", 18: "10¹⁸", 21: "10²¹"}
 NUM_DIGITS = 3
-"""Significant digits of a number that is not a share."""
+"""Significant digits of a number that is not a fraction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,9 @@ class Cell:
     """One entry of a table.
 
     Args:
-        text: What stands in it.
-        share: Between 0 and 1, for the shade behind it.
-        own: The task was trained just before.
+        text: The text of the cell.
+        share: Between 0 and 1, for the shade behind the text.
+        own: Whether the task was trained just before.
     """
 
     text: str
@@ -56,10 +56,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt, and who answered it how.
+    """One prompt, and every run's answers to it.
 
     Args:
-        first: Any answer to it: for the prompt itself and what is expected.
+        first: Any answer to it, for the prompt itself and the expected answer.
         lines: Method and run -> the answer at each stage, None where there is none.
     """
 
@@ -125,7 +125,7 @@ def cost_table(comparison: Comparison) -> Table:
 
 
 def cost_columns(comparison: Comparison) -> dict[str, Measure]:
-    """Heading -> what a run spent; times against SFT only where SFT was run as well."""
+    """Heading -> what a run spent; times relative to SFT only if SFT was run as well."""
     power = _power_of(max((_cost(run, "flops") or 0.0 for run in comparison.runs), default=0))
     columns: dict[str, Measure] = {
         "optimizer steps": lambda run: _cost(run, "num_steps"),
@@ -155,7 +155,7 @@ def prompts_of(comparison: Comparison) -> list[Prompt]:
 
 
 def percent(values: Sequence[float | None], shaded: bool = True, own: bool = False) -> Cell:
-    """The mean over seeds of shares from -1 to 1, in percent, with its interval.
+    """The mean over seeds of fractions from -1 to 1, in percent, with its interval.
 
     Args:
         values: One per run: None where it was not measured, NaN where it is undefined.
@@ -170,12 +170,12 @@ def percent(values: Sequence[float | None], shaded: bool = True, own: bool = Fal
 def scaled(
     values: Sequence[float | None], factor: float = 1.0, decimals: int | None = None
 ) -> Cell:
-    """The mean over seeds times a factor, with its interval; or why there is no mean.
+    """The mean over seeds times a factor, with its interval, or why there is no mean.
 
     Args:
         values: As above.
         factor: Such as 100 for percent.
-        decimals: Of mean and interval; None leaves three significant digits to the larger.
+        decimals: Decimals of mean and interval; None gives the larger three significant digits.
     """
     estimate = Estimate.of(values)
     if estimate is None:
@@ -191,14 +191,14 @@ def scaled(
 
 
 def _num_decimals(mean: float, half: float) -> int:
-    """Decimals that leave three significant digits to the larger of the two."""
+    """Number of decimals that gives the larger of the two three significant digits."""
     if not half and mean == int(mean):
         return 0
     return max(0, NUM_DIGITS - 1 - math.floor(math.log10(max(abs(mean), half))))
 
 
 def _power_of(largest: float) -> int:
-    """The largest of the powers of ten that is no larger than a number of FLOPs."""
+    """The largest of the powers of ten that does not exceed a number of FLOPs."""
     return max((power for power in POWERS if 10**power <= largest), default=min(POWERS))
 
 

@@ -1,7 +1,7 @@
-"""What learning costs in the runs of a comparison, by method and learning rate.
+"""Computes the price of learning in a comparison, by method and learning rate.
 
-A method is all runs with the same settings but the learning rate. Every run with a trajectory
-counts; arithmetic and rules are those of :mod:`sdft.report.matched_learning`.
+A method is all runs with the same settings except the learning rate. Every run with a trajectory
+counts; the definitions are those of :mod:`sdft.report.matched_learning`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sdft.report.matched_learning import (
 
 RATE = "model.init_args.learning_rate"
 CHOOSING_SHARE = 0.7
-"""Of the best learning: the target at which a method's learning rate is chosen."""
+"""The fraction of the best learning at which a method's learning rate is chosen."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Method:
     """All runs of one method that have a trajectory.
 
     Args:
-        label: Its name, and what tells it from others of that name.
+        label: Its name, and what distinguishes it from others of that name.
         runs: Learning rate -> seed -> run.
     """
 
@@ -38,7 +38,7 @@ class Method:
     runs: Mapping[float, Mapping[int, Run]]
 
     def pilot_seeds(self) -> set[int]:
-        """Seeds that ran every rate, if there are several rates: those to choose one by."""
+        """Seeds that ran every rate, by which to choose one; none if there is one rate."""
         if len(self.runs) < 2:
             return set()
         return set.intersection(*(set(seeds) for seeds in self.runs.values()))
@@ -46,12 +46,12 @@ class Method:
 
 @dataclass(frozen=True)
 class Learning:
-    """How much of a task was learned.
+    """A measure of how much of a task was learned.
 
     Args:
         name: As in "at equal accuracy".
-        unit: Of the values that are shown.
-        scale: From a value to what is shown.
+        unit: Unit of the displayed values.
+        scale: Factor from a value to the displayed one.
         of: (rows of the stage so far, task) -> the learning; None if not measured.
     """
 
@@ -82,12 +82,12 @@ LEARNINGS = (
 
 @dataclass(frozen=True)
 class Price:
-    """What learning a task costs.
+    """A price of learning a task.
 
     Args:
-        name: With its unit.
+        name: Its name, with its unit.
         of: (rows of the stage so far, tasks before it) -> the price; None if not measured.
-        needs_earlier: Whether it is about tasks that were trained before.
+        needs_earlier: Whether it concerns tasks that were trained before.
     """
 
     name: str
@@ -120,10 +120,10 @@ class ChosenMethod:
     """A method at the learning rate that was chosen for it.
 
     Args:
-        label: Of the method.
+        label: The method's label.
         rate: The learning rate.
-        how: By which rule, on which seeds.
-        trajectories: Seed that it is compared on -> its trajectory at that rate.
+        how: The rule by which it was chosen, and the seeds.
+        trajectories: Seed used for the comparison -> trajectory at that rate.
     """
 
     label: str
@@ -142,8 +142,8 @@ class TradeOff:
 
     Args:
         task: What was learned.
-        learning: How that is measured.
-        price: What it costs.
+        learning: How learning is measured.
+        price: How its cost is measured.
         points: Method -> all points of all its seeds and rates, by trajectory.
         best: Most learning: the highest mean over seeds of any method and rate.
         chosen: The methods at their rates.
@@ -158,7 +158,7 @@ class TradeOff:
 
     @property
     def targets(self) -> dict[str, float]:
-        """Name -> learning at which methods are compared: the last is what all runs reached."""
+        """Name -> learning at which methods are compared; the last is what all runs reached."""
         named = {f"{100 * share:.0f} % of the best": share * self.best for share in TARGET_SHARES}
         highest = [
             max((point.learning for point in points), default=0.0)
@@ -242,7 +242,7 @@ def _trade_off(
 def _chosen(
     method: Method, rates: Mapping[float, Mapping[int, Sequence[Point]]], best: float
 ) -> ChosenMethod:
-    """The method's rate, and the seeds it is compared on: others than chose it, if there are."""
+    """The method's rate, and the seeds to compare on: other than those that chose it, if any."""
     if len(rates) == 1:
         [(rate, by_seed)] = rates.items()
         return ChosenMethod(method.label, rate, "the only one run", by_seed)

@@ -1,4 +1,4 @@
-"""The section on what learning costs: its tables and its figure."""
+"""Builds the report's section on the price of learning: tables and figure."""
 
 from __future__ import annotations
 
