@@ -63,7 +63,7 @@ def gathered_weights(model: PreTrainedModel) -> Iterator[None]:
     tied = {"weight"} if head.weight is embedding.weight else set()
     units = [each for each in model.modules() if isinstance(each, FSDPModule)]
     with torch.inference_mode(False), torch.no_grad():  # training reads the same buffers later
-        whole = {
+        gathered = {
             name: nn.Parameter(each.full_tensor(), requires_grad=False)
             for name, each in shards.items()
             if name not in tied
@@ -71,7 +71,7 @@ def gathered_weights(model: PreTrainedModel) -> Iterator[None]:
         for unit in units:
             unit.set_reshard_after_forward(False, recurse=False)
             unit.unshard()
-    _put(head, whole | dict.fromkeys(tied, embedding.weight))
+    _put(head, gathered | dict.fromkeys(tied, embedding.weight))
     try:
         yield
     finally:
@@ -90,8 +90,8 @@ def gathered_parameter(parameter: Tensor) -> Tensor:
     """
     if not isinstance(parameter, DTensor):
         return parameter
-    whole: Tensor = _Gather.apply(parameter)  # type: ignore[no-untyped-call]
-    return whole
+    gathered: Tensor = _Gather.apply(parameter)  # type: ignore[no-untyped-call]
+    return gathered
 
 
 class _Gather(torch.autograd.Function):

@@ -181,5 +181,5 @@ def _check_text(text: str, where: str) -> None:
     except UnicodeEncodeError as error:
         raise ValueError(
             f"{where}: holds half a surrogate pair ({error.object[error.start]!r}) "
-            f"at character {error.start}; replace it by a whole character"
+            f"at character {error.start}; replace it with a whole character"
         ) from error
