@@ -1,4 +1,4 @@
-"""Kills one run again and again, resumes it, and compares the outcome with an uninterrupted run.
+"""Kills a run repeatedly, resumes it, and compares the outcome with an uninterrupted run.
 
     python benchmarks/chaos.py --kills 20
 
@@ -7,7 +7,7 @@ forked process that dies by SIGKILL: at a random instant of the leg, or at a ran
 evaluation, of a checkpoint's writing, of an export or of a training step. Compared bit for bit are
 ``last.ckpt`` (weights, teacher, optimizer, schedule, counters), the checkpoints and exports of the
 stages, ``retention.json``, and the counts in ``cost.json``. A run that ends before its last kill
-is compared, and another one begins. ``--quick`` kills three times. The last line is JSON.
+is compared, and another one starts. ``--quick`` kills three times. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any
 import torch
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
-# Where to kill -> functions on the main thread's stack there; any instant where there are none.
+# Where to kill -> functions then on the main thread's stack; at any instant if there are none.
 PLACES = {
     "anywhere": set(),
     "evaluation": {"validation_step", "test_step"},
@@ -44,7 +44,7 @@ NUM_STAGES = 6
 
 
 def main() -> None:
-    """Run the reference, then the killed runs."""
+    """Run the reference, then the runs to be killed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the instants")
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def chaos(num_kills: int, rng: random.Random) -> dict[str, Any]:
-    """Kill and resume until ``num_kills`` processes have died; the outcome."""
+    """Kill and resume until ``num_kills`` processes have died; return the outcome."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = write_config(folder)
@@ -79,7 +79,7 @@ def chaos(num_kills: int, rng: random.Random) -> dict[str, Any]:
 def killed_run(
     config: Path, run_dir: Path, folder: Path, num_kills: int, seconds: float, rng: random.Random
 ) -> list[str]:
-    """One run in legs, killed at most ``num_kills`` times; where each kill struck."""
+    """Run once in legs, with at most ``num_kills`` kills; return where each one struck."""
     places: list[str] = []
     while True:
         left = num_kills - len(places)
@@ -99,7 +99,7 @@ def killed_run(
 def leg(
     config: Path, run_dir: Path, folder: Path, place: str | None = None, chance: float = 0.0
 ) -> int:
-    """Run the command in a forked process; its exit code, or minus the signal that ended it."""
+    """Run the command in a forked process; return its exit code, or minus the ending signal."""
     child = os.fork()
     if child == 0:
         os._exit(_leg_in_child(config, run_dir, folder, place, chance))
@@ -137,7 +137,7 @@ def import_train() -> ModuleType:
 
 
 def _kill(main_thread: int, functions: set[str], chance: float) -> None:
-    """Die after ``chance`` seconds, or within one of the functions, sooner or later in it."""
+    """Die after ``chance`` seconds, or at a random time within one of the functions."""
     if not functions:
         time.sleep(chance)
     visits = 0
@@ -157,7 +157,7 @@ def _is_running(thread: int, functions: set[str]) -> bool:
 
 
 def compared(folder: Path, reference: Path) -> list[str]:
-    """Where the outcome of two runs differs."""
+    """Descriptions of where the outcomes of two runs differ."""
     found = []
     if (folder / "retention.json").read_bytes() != (reference / "retention.json").read_bytes():
         found.append("retention.json")
@@ -177,7 +177,7 @@ def compared(folder: Path, reference: Path) -> list[str]:
 
 
 def different(own: Any, expected: Any, path: str) -> list[str]:
-    """Where two nested values differ, tensors by their bits."""
+    """Descriptions of where two nested values differ; tensors are compared bit for bit."""
     if isinstance(expected, torch.Tensor):
         same = own.dtype == expected.dtype and torch.equal(own, expected)
         return [] if same else [path]

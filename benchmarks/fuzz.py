@@ -1,4 +1,4 @@
-"""Feeds arbitrary text to every reader, parser and scorer, as many cases as asked for.
+"""Feeds a given number of arbitrary texts to every reader, parser and scorer.
 
     python -m benchmarks.fuzz --cases 2000 [--only rows call]
 

@@ -1,14 +1,14 @@
-"""What a GPU does, in minutes: one command, one line of JSON.
+"""Measures a GPU in minutes, with one command and one line of JSON.
 
     python -m benchmarks.gpu [--minutes 8] [--device cuda] [--tiny] [--shape FILE]
 
-In this order, each part only while there is time:
+In this order, each part only if there is time:
 
-1. ceilings: bfloat16 matrix products and copies in memory, measured;
+1. ceilings: measured speed of bfloat16 matrix products and memory copies;
 2. the tests marked ``gpu``;
-3. steps of SmolLM2-135M by phase, with each engine, where its package is installed;
+3. steps of SmolLM2-135M by phase, with each engine whose package is installed;
 4. a random model of Qwen2.5-7B's shape, all weights trained in ``memory: lean``: seconds by phase,
-   peak memory beside what ``sdft plan`` says, and the share of both ceilings.
+   peak memory beside what ``sdft plan`` says, and fractions of both ceilings.
 
 Nothing is downloaded. ``--device cpu --tiny`` runs the same code on small sizes.
 """
@@ -57,7 +57,7 @@ class Sizes:
 
 @dataclass
 class Clock:
-    """Seconds by phase; waits for the device at the end of each."""
+    """Times the phases; waits for the device at the end of each."""
 
     device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)
@@ -171,7 +171,7 @@ def gpu_tests(seconds: float) -> str:
 
 
 def small_steps(device: torch.device, tiny: bool) -> dict[str, Any]:
-    """A packaged model's second step, with each engine, weights in float32."""
+    """Time the second step of a packaged model, with each engine, weights in float32."""
     name = "tiny-random" if tiny else "smollm2-135m-instruct"
     sizes = Sizes(4, 8, 8, 2) if tiny else Sizes(32, 256, 256, 16)
     engines = ["in_place", "generate"]
@@ -216,7 +216,7 @@ def lean_steps(
     step(0)
     seconds = step(1)
     read = 2 * plan.num_parameters * sizes.completion / seconds["rollout"]
-    # Products of a step: teacher 2, student 2 + 4, recomputation 2, a parameter and token.
+    # FLOPs of a step per parameter and token: teacher 2, student 2 + 4, recomputation 2.
     operations = sizes.rows * plan.num_parameters * 2 * (sizes.prompt * 1.5 + sizes.completion)
     operations += sizes.rows * plan.num_parameters * 8 * (sizes.prompt + sizes.completion)
     busy = sum(seconds[phase] for phase in ("teacher", "student", "backward"))
@@ -231,7 +231,7 @@ def lean_steps(
 
 
 def main() -> None:
-    """Measure while there is time, then print the line."""
+    """Measure as long as there is time, then print the line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--device", default="cuda")

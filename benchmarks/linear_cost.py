@@ -1,13 +1,13 @@
-"""What a training step costs by completion length and by batch size, phase by phase.
+"""Measures the cost of a training step by completion length and batch size, phase by phase.
 
     python benchmarks/linear_cost.py [--quick] [--threads N] [--image PATH]
 
 Steps of SDFT on a random model of 4.7 million weights, prompts of 32 words, forced completion
 lengths: from 16 to 1,024 tokens in batches of eight, and batches of 1 to 64 rows of 64 tokens.
-Seconds are the least of the measured steps, phase by phase: what else runs on the machine only
-adds. The figure has logarithmic axes, on which cost that grows linearly is a line of slope 1;
-the slope that is said is that of the least squares over the upper half of the points, where
-what every step costs regardless of its size no longer counts. The last line is JSON.
+Seconds are the minimum over the measured steps, phase by phase: other load on the machine only
+adds to them. The figure has logarithmic axes, on which cost that grows linearly is a line of slope
+1. The printed slope is a least-squares fit to the upper half of the points, where the fixed cost of
+a step no longer matters. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Measure:
         self._folder, self._arguments = folder, arguments
 
     def __call__(self, length: int, batch_size: int) -> Seconds:
-        """The least of a few steps; prints a line."""
+        """The minimum over a few steps; prints a line."""
         quick, steps = self._arguments.quick, 1 if self._arguments.quick else self._arguments.steps
         shape = works.TINY if quick else works.SMALL
         model = Path(tempfile.mkdtemp(dir=self._folder))
@@ -87,7 +87,7 @@ class Measure:
 
 
 def slope(series: Mapping[int, Seconds]) -> float:
-    """Of a step's seconds over the size, both as logarithms, in the upper half of the sizes."""
+    """Slope of a step's seconds over the size, in logarithms, for the upper half of the sizes."""
     sizes = list(series)[len(series) // 2 :]
     seconds = [math.log(series[size]["step"]) for size in sizes]
     return statistics.linear_regression([math.log(size) for size in sizes], seconds).slope

@@ -1,4 +1,4 @@
-"""Ways from the same hidden states to a loss and its gradients: what memory.py measures."""
+"""The implementations that memory.py measures: from hidden states to loss and gradients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ALPHAS = {"forward_kl": 0.0, "reverse_kl": 1.0}
 
 
 class ByAutograd(Divergence):
-    """A KL as anybody would write it: autograd differentiates it tile by tile."""
+    """A KL without a closed-form gradient: autograd differentiates it tile by tile."""
 
     def __init__(self, name: str) -> None:
         self.reverse = name == "reverse_kl"
@@ -53,7 +53,7 @@ class Setting:
         self.divergence = divergence
 
     def parameters(self) -> tuple[Tensor, Tensor]:
-        """What receives a gradient."""
+        """The tensors that receive a gradient."""
         return self.hidden, self.student_layer.weight
 
     def ours(self) -> Tensor:

@@ -5,21 +5,21 @@
 Four ways from the same hidden states to the same gradients:
 
 - ours: `sdft.loss.distillation.distillation_loss`, the divergence's gradient in closed form;
-- autograd: the same with a divergence that has its values only, so that autograd runs per tile;
+- autograd: the same with a divergence that has only values, so that autograd runs on each tile;
 - naive: project all rows, log_softmax both, `kl_div`, sum, backward;
 - trl: TRL's own full-vocabulary loss on projected logits, in TRL's interpreter where one is given.
 
 Memory is counted in units of one float32 (N, V) tensor and beyond the inputs (hidden states,
 heads) and the gradients: the peak of the live bytes that PyTorch's allocator hands out during
-forward and backward, less the bytes of the gradients. On the CPU the profiler reports each
-allocation, so the peak is exact; the resident set, the other candidate, misses reused pages and
-counts allocator slack. Buffers inside the matrix-product library are not PyTorch's: the resident
-peak of a fresh process is printed beside, as a check that nothing large hides there. The naive
-ways allocate their gradients after their peak, so that subtracting those flatters them.
+forward and backward, less the bytes of the gradients. On the CPU, the profiler reports each
+allocation, so the peak is exact; the resident set would miss reused pages and
+count allocator slack. Buffers inside the matrix-product library are not PyTorch's: the resident
+peak of a fresh process is printed too, to check that they are not large. The naive ways
+allocate their gradients after their peak, so subtracting the gradients favours them.
 
-Time is forward plus backward, two ways taking turns: ours / naive (`time_ratio`) and autograd /
-ours (`time_ratio_autograd`), medians over the pairs by the clock on the wall. CPU-seconds stand
-beside them: unlike the clock they do not count what else runs on the machine. Every case runs in a
+Time is forward plus backward, with two ways taking turns: ours / naive (`time_ratio`) and autograd
+/ ours (`time_ratio_autograd`), medians over the pairs in wall-clock time. CPU-seconds are printed
+too: unlike wall-clock time, they do not count other load on the machine. Every case runs in a
 process of its own.
 """
 
@@ -44,12 +44,12 @@ VOCABULARIES = (32_768, 49_152, 152_064, 262_144)
 QUICK_VOCABULARIES = (49_152,)
 QUICK_PAIRS = 2
 COMPARED = {"ours": "naive", "autograd": "ours"}
-"""What the time of a way is divided by."""
+"""Way -> the way that its time is divided by."""
 Loss = Callable[[], Tensor]
 
 
 def step(setting: Setting, loss: Loss) -> tuple[float, float, float]:
-    """Seconds of one forward and backward by the clock and of the CPU, and the loss."""
+    """Wall-clock and CPU seconds of one forward and backward pass, and the loss."""
     for each in setting.parameters():
         each.grad = None
     synchronize(setting)
@@ -61,7 +61,7 @@ def step(setting: Setting, loss: Loss) -> tuple[float, float, float]:
 
 
 def synchronize(setting: Setting) -> None:
-    """Wait for the device, so that the clock sees its work."""
+    """Wait for the device, so that its work is timed."""
     if setting.hidden.is_cuda:
         torch.cuda.synchronize()
 
@@ -116,7 +116,7 @@ def gradient_bytes(setting: Setting) -> int:
 
 
 def units(num_bytes: float, setting: Setting) -> float:
-    """Bytes as a share of one float32 (N, V)."""
+    """Bytes in units of one float32 (N, V)."""
     return num_bytes / (4 * NUM_ROWS * setting.student_layer.out_features)
 
 
@@ -125,13 +125,13 @@ def measure_memory(setting: Setting, way: str) -> dict[str, float]:
     loss = getattr(setting, way)
     found = {}
     if not setting.hidden.is_cuda:
-        Setting(64, setting.divergence, "cpu").ours().backward()  # start threads and libraries
+        Setting(64, setting.divergence, "cpu").ours().backward()  # start threads and load libraries
         found["resident"] = resident_units(setting, loss)
     return {"allocated": peak_units(setting, loss), **found}
 
 
 def measure_time(setting: Setting, way: str, num_pairs: int) -> dict[str, float]:
-    """Medians over pairs of one way / what it is compared with, after one unmeasured pair."""
+    """Medians over pairs of one way / the way it is compared with, after one unmeasured pair."""
     pairs = []
     for _ in range(num_pairs + 1):
         *seconds, loss = step(setting, getattr(setting, way))
@@ -161,7 +161,7 @@ def in_a_process(arguments: argparse.Namespace, vocab_size: int, case: str) -> d
 
 
 def run_case(arguments: argparse.Namespace) -> dict[str, float]:
-    """What a child process measures."""
+    """Measure one case, in a child process."""
     torch.set_num_threads(arguments.threads)
     setting = Setting(arguments.vocab_size, arguments.divergence, arguments.device)
     case, _, way = arguments.case.partition("-")
@@ -171,7 +171,7 @@ def run_case(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def run_all(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Every vocabulary and way, printed as they arrive."""
+    """Measure every vocabulary and way; print each result as it arrives."""
     if arguments.trl_python is None:
         print("no --trl_python is given: TRL's loss is left out")
     ways = [*COMPARED, "naive", *([] if arguments.trl_python is None else ["trl"])]
@@ -215,7 +215,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure everything, or as a child process one case; the last line is JSON."""
+    """Measure everything, or one case as a child process; the last line is JSON."""
     arguments = parse_arguments()
     print(json.dumps(run_case(arguments) if arguments.case else run_all(arguments)))
 

@@ -1,18 +1,18 @@
-"""Our loss and gradient against TRL's, on the same model, batch and completions.
+"""Compares our loss and gradient with TRL's on the same model, batch and completions.
 
     python3.11 -m venv .venv-trl && .venv-trl/bin/pip install torch==2.13.0 trl==1.16.0 peft
     python benchmarks/parity.py --trl_python .venv-trl/bin/python [--quick]
 
-TRL runs in an environment of its own (`benchmarks/peers/trl_loss.py`): there
+TRL runs in its own environment (`benchmarks/peers/trl_loss.py`): there
 `SDFTTrainer.compute_loss` does everything from token ids to the loss, with full logits: padding,
-both forward passes, the mask of the first tokens, the divergence, and its one reduction, the mean
-over a sequence's tokens and then over sequences. Ours is what `SDFTModule.training_step` calls
+both forward passes, the mask of the first tokens, the divergence, and its only reduction, the mean
+over the tokens of a sequence and then over sequences. Ours is what `SDFTModule.training_step` calls
 after the rollout. Completions have several lengths, one of them shorter than the mask.
 
 The last line is JSON: the largest relative differences over forward and reverse KL, of the loss
 and, in the Euclidean norm over all parameters, of the gradient. Both sides compute in float64, so
-that what differs is the mathematics; ``--dtype float32`` adds the rounding of two backward passes
-over differently padded batches. ``--quick`` takes the tiny random model instead of
+that only mathematical differences remain; ``--dtype float32`` adds the rounding of two backward
+passes over differently padded batches. ``--quick`` uses the tiny random model instead of
 SmolLM2-135M-Instruct.
 """
 
@@ -41,7 +41,7 @@ INSTALL = "python3.11 -m venv .venv-trl && .venv-trl/bin/pip install torch==2.13
 DIVERGENCES = ("forward_kl", "reverse_kl")
 COMPLETION_LENGTHS = (12, 2, 7, 5)
 NUM_MASKED = 3
-TEACHER_NOISE = 0.5  # share of each parameter's spread, so that the divergence is no rounding error
+TEACHER_NOISE = 0.5  # of each parameter's spread, so that divergences exceed rounding errors
 SPREAD = 8.0  # of the tiny model's logits
 Batch = dict[str, list[list[int]]]
 
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def noisy_copy(loaded: LoadedModel) -> LoadedModel:
-    """A teacher near the student."""
+    """A teacher whose weights are near the student's."""
     teacher = copy.deepcopy(loaded)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -1,10 +1,10 @@
-"""What this machine can do at most: matrix products, and reading memory.
+"""Measures the machine's peak rates: matrix products, and reading memory.
 
     python benchmarks/peak.py [--threads N]
 
-The ceilings that the seconds in docs/cost.md are held against, in fp32: products of many rows, as
-in scoring, and of few rows, as in decoding, with the weights of a decoder of SmolLM2-135M's size;
-and reading these weights. The best of several repetitions counts. The last line is JSON.
+The ceilings that the seconds in docs/cost.md are compared with, in float32: products of many rows,
+as in scoring, and of few rows, as in decoding, with the weights of a decoder of SmolLM2-135M's
+size; and reading these weights. The best of several repetitions counts. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ def products(rows: Tensor, weights: list[Tensor]) -> None:
 
 
 def copies(weights: list[Tensor], target: Tensor) -> None:
-    """Every weight read once; what is written stays in the cache."""
+    """Read every weight once; the output stays in the cache."""
     for weight in weights:
         target.copy_(weight)
 
 
 def best(work: Callable[[], None], repetitions: int) -> float:
-    """Least seconds of a few repetitions, after one that is not measured."""
+    """Minimum seconds over a few repetitions, after one that is not measured."""
     work()
     seconds = []
     for _ in range(repetitions):

@@ -1,31 +1,31 @@
-"""How fast and how large a training step is, against TRL's SDFTTrainer and against SFT.
+"""Compares time and memory of a training step with TRL's SDFTTrainer and with SFT.
 
     python benchmarks/step.py [--quick] [--cases a,b,c] [--pairs N] [--trl_python PATH]
 
 Both sides are processes that load once and then step in turn, ours under Lightning's Trainer with
 the repository's callbacks and logger, TRL's under its own; a ratio is the median over the pairs of
 steps. Both read the same rows in the same order, with the same text around the demonstration, in
-fp32, forward KL over the whole vocabulary, an EMA teacher, one completion per prompt, eight
+float32, forward KL over the whole vocabulary, an EMA teacher, one completion per prompt, eight
 prompts a step. After every pair the tokens of prompts, teacher's prompts and completions are
 compared; unequal work ends the run. Cases:
 
 a         random models of 4.7 and 30 million weights, completions of 128 tokens
 b         SmolLM2-135M-Instruct on SNIPS and CLINC rows, completions of 32 tokens; then completions
-          that end by themselves, whose lengths differ from side to side
-c         prompts of 20 to 800 tokens, completions of 1 to 256, told to both sides by the weights
-          of a model that counts (benchmarks/stepping/random_models.py)
-defaults  b on SNIPS with TRL's own defaults left on, on as many completions; a table line alone
+          that end by themselves, whose lengths differ between the sides
+c         prompts of 20 to 800 tokens, completions of 1 to 256, set for both sides by the weights
+          of a counting model (benchmarks/stepping/random_models.py)
+defaults  b on SNIPS with TRL's own defaults, on as many completions; only a line in the table
 sft       a step of SDFT against one of SFT here, on the SNIPS rows of b, completions that end by
           themselves: of at most 32 tokens as in b, and of at most 64
 decode    greedy decoding against transformers' `generate`, eight prompts, 64 tokens
 
-In cases a and b no completion ends before its length: TRL has the end token banned, we have no
-token that ends one. Memory is the peak of the resident set of a process since its start.
+In cases a and b no completion ends before its length: TRL's logit of the end token is masked,
+and ours has no end token. Memory is the peak resident set of a process since its start.
 
 The last line is JSON. Ratios of CPU and wall-clock seconds are theirs over ours, memory ours over
 theirs; where a case has several models or data sets, the worst of each. `b_recommended` is b with
-the settings we recommend for this CPU: bf16 rollouts where it computes in bf16, else those
-of b. `decode_vs_generate` is in CPU-seconds.
+the settings we recommend for this CPU: bfloat16 rollouts if it computes in bfloat16, else
+those of b. `decode_vs_generate` is in CPU-seconds.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def trl_defaults(bench: Bench) -> dict[str, Figures]:
 
 
 def against_sft(bench: Bench) -> dict[str, float]:
-    """Case sft: its ratio is that of completions as long as case b has them."""
+    """Case sft, whose ratio is that of completions as long as in case b."""
     if not bench.has(SNIPS):
         return {}
     lengths = bench.some(32, 64)

@@ -1,11 +1,11 @@
-"""Bytes per parameter on each process, by strategy and teacher, against docs/scaling.md's formula.
+"""Measures bytes per parameter of each process, against the formula of docs/scaling.md.
 
     python benchmarks/strategy_memory.py [--ranks N] [--strategies NAME …]
 
 A random model of some 36 million parameters takes two optimizer steps of the distillation loss, on
-one process, replicated (DDP) and in shards (FSDP2). The resident set is read before the model is
-built, after the second step, when gradient and optimizer state are held, and inside of a rollout's
-`gathered_weights`. Processors only: what counts are the tensors, which a GPU holds alike.
+one process, replicated (DDP) and sharded (FSDP2). The resident set is read before the model is
+built, after the second step, when gradient and optimizer state are held, and inside a rollout's
+`gathered_weights`. CPU only: the memory is that of the tensors, which are the same on a GPU.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sdft.model.teacher_options import TeacherKind
 
 PROMPTS, COMPLETIONS = [[5, 6, 7], [8, 9, 10]], [[11, 12, 13], [14, 15, 16]]
 FLOAT = 4
-COPIES = {"ema": 1, "student": 0}  # of the weights, beside the student's
+COPIES = {"ema": 1, "student": 0}  # copies of the weights, besides the student's
 STRATEGIES = ("one process", "ddp", "fsdp2")
 
 
@@ -63,7 +63,7 @@ class Step(nn.Module):
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """Resident bytes of this process."""
     pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES)
     options = parser.parse_args()
     ranks = options.ranks
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # what is freed leaves the resident set
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # freed memory leaves the resident set
     print("strategy      teacher   ranks   held (formula)   in a rollout (formula)")
     for strategy in options.strategies:
         for teacher in COPIES:

@@ -1,10 +1,10 @@
-"""How well the untrained model follows a demonstration, by the shape of the teacher's prompt.
+"""Measures how well the untrained model follows a demonstration, by prompt template.
 
     python benchmarks/teacher_shapes.py --rows 24 [--config configs/smollm2/three_public_tasks.yaml]
 
-Greedy accuracy in percent on validation rows of the generated tasks, or of a configuration's, and
-in brackets the tokens of a prompt on average: of the student, who sees the prompt alone, and of
-the teacher with every shipped template. The last line is JSON.
+Prints greedy accuracy in percent on validation rows of the generated tasks, or of a
+configuration's, with the mean number of prompt tokens in brackets: for the student, which reads the
+prompt alone, and for the teacher with every shipped prompt template. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def shapes(system_prompt: str) -> dict[str, Shape]:
-    """What is put to the model, by name."""
+    """The prompts for the model, by name."""
     found: dict[str, Shape] = {"student alone": lambda row: student_messages(row, system_prompt)}
     for name in shipped_templates():
         template = TeacherTemplate.load(name)

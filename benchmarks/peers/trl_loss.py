@@ -1,7 +1,7 @@
-"""TRL's loss and gradients on a saved batch; `benchmarks/parity.py` runs this in TRL's environment.
+"""Computes TRL's loss and gradients on a saved batch, in TRL's environment, for parity.py.
 
 It builds TRL's `SDFTTrainer` on the student's directory, gives it the teacher's weights, and calls
-`SDFTTrainer.compute_loss` in evaluation mode on the batch as its own collation lays it out:
+`SDFTTrainer.compute_loss` in evaluation mode on the batch in the layout of its own collator:
 prompts padded on the left, completions on the right.
 """
 

@@ -1,11 +1,11 @@
-"""TRL's side of `benchmarks/step.py`, run in TRL's environment: its SDFTTrainer, step by step.
+"""TRL's side of `benchmarks/step.py`: runs its SDFTTrainer step by step in TRL's environment.
 
     PYTHON_OF_TRL benchmarks/peers/trl_step.py JOB.json
 
-Nothing of the trainer is changed; its batches are counted on their way through. What its defaults
-hide is set to this project's: one completion per prompt, the KL over the whole vocabulary, an
-EMA teacher, fp32, no recomputation of activations, prompts in full, rows in the given order.
-A job may ask for the defaults instead. Completions of a forced length have the end token banned.
+The trainer is not changed; its batches are counted as they pass. Options whose defaults differ are
+set to this project's: one completion per prompt, the KL over the whole vocabulary, an EMA teacher,
+float32, no recomputation of activations, prompts in full, rows in the given order. A job may ask
+for the defaults instead. For completions of a forced length, the logit of the end token is masked.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ class Paced(TrainerCallback):
         self.trainer: CountedTrainer | None = None
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Say that everything is loaded."""
+        """Report that everything is loaded."""
         self.pace.turn()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Report what the step has read and written."""
+        """Report the tokens that the step has read and written."""
         self.pace.turn(**self.trainer.counts, phases=self.trainer.phases)
 
 

@@ -1,4 +1,4 @@
-"""One line of the table: a work, the sides that do it, and their ratios."""
+"""Measures and prints lines of the table: a workload, both sides, and their ratios."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Figures = dict[str, float | None]
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and how things are measured.
+    """Settings of the measurements.
 
     Args:
         folder: For models, jobs and logs.
@@ -81,11 +81,11 @@ class Bench:
         return works.real_work(model, name, self.num_rows, length, forced=forced, **fields)
 
     def some(self, *works: Any) -> tuple[Any, ...]:
-        """All of these; in a quick run, where they are the same, the first."""
+        """All of these; in a quick run, where all are the same, only the first."""
         return works[:1] if self.quick else works
 
     def has(self, *names: str) -> bool:
-        """Whether the public data sets can be had; says so if not."""
+        """Whether the public data sets are available; prints a line if not."""
         if self.quick:
             return True
         try:
@@ -99,7 +99,7 @@ class Bench:
 
 
 def worst(figures: Sequence[Figures]) -> Figures:
-    """The worst of each ratio, none where one was not measured."""
+    """The worst of each ratio; None if one was not measured."""
     found: Figures = {}
     for name, pick in WORST.items():
         values = [each[name] for each in figures]
@@ -113,7 +113,7 @@ def header() -> str:
 
 
 def table_line(title: str, found: Comparison) -> str:
-    """Medians of both sides and the ratios, and below them the phases of a step."""
+    """Medians of both sides and the ratios, then the phases of a step."""
     cells = [title, f"{median(found.ours, 'completion_tokens'):.0f}"]
     for clock in ("cpu_s", "wall_s"):
         cells += triple(found, clock, ".2f", found.ratio(clock))
@@ -131,7 +131,7 @@ def triple(found: Comparison, name: str, form: str, ratio: float | None) -> list
 
 
 def phases(steps: Sequence[Step]) -> str:
-    """Shares of a step's wall-clock seconds."""
+    """Fractions of a step's wall-clock seconds, by phase."""
     total = sum(step["wall_s"] for step in steps)
     shares = {
         name: sum(step["phases"][name] for step in steps) / total for name in steps[0]["phases"]

@@ -1,4 +1,4 @@
-"""Greedy decoding here against transformers' `generate`, on the same prompts, in turn."""
+"""Compares greedy decoding with transformers' `generate`, on the same prompts, in turn."""
 
 from __future__ import annotations
 

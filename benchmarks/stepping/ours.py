@@ -1,4 +1,4 @@
-"""This project's side of `benchmarks/step.py`: a method under Lightning's Trainer, step by step.
+"""This project's side of `benchmarks/step.py`: runs a method under Lightning, step by step.
 
     python benchmarks/stepping/ours.py JOB.json
 
@@ -29,14 +29,14 @@ class Paced(L.Callback):
     """Reports every step and waits for the next request.
 
     Args:
-        pace: Where reports go.
+        pace: Receives the reports.
     """
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say that everything is loaded."""
+        """Report that everything is loaded."""
         self._pace.turn()
 
     def on_train_batch_end(
@@ -47,7 +47,7 @@ class Paced(L.Callback):
         batch: DemonstrationBatch,
         batch_idx: int,
     ) -> None:
-        """Report what the step has read and written, and its seconds by phase."""
+        """Report the step's tokens read and written, and its seconds by phase."""
         rollout = pl_module.last_rollout
         completions = batch.demonstrations if rollout is None else rollout.completions
         self._pace.turn(

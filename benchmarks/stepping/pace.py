@@ -1,9 +1,9 @@
-"""Steps on request: how a training process is measured one step at a time.
+"""Lets a training process run one step per request, so that each can be measured.
 
-The process that is measured calls :meth:`Pace.turn` at the end of every step. That writes one line
-of JSON, what has happened since the last request, and waits for the next request, a line on the
-standard input. Data loading and logging between two steps are therefore part of a step; waiting
-is not. The standard library suffices, so that a peer's environment can run this too.
+The measured process calls :meth:`Pace.turn` at the end of every step. That writes one line of JSON
+about the time since the last request, and waits for the next request, a line on standard input.
+Data loading and logging between two steps are therefore part of a step; waiting is not. Only the
+standard library is used, so that a peer's environment can run this too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 
 class Pace:
-    """Both clocks, and the line on which reports go out; what libraries print goes to stderr."""
+    """Both clocks, and the stream for reports; what libraries print goes to stderr."""
 
     def __init__(self) -> None:
         sys.stdout.flush()
@@ -26,7 +26,7 @@ class Pace:
         self._start()
 
     def turn(self, **facts: Any) -> None:
-        """Report and wait; end the process if nobody can ask any more."""
+        """Report and wait; end the process if the benchmark has ended."""
         seconds = {
             "wall_s": time.perf_counter() - self._wall,
             "cpu_s": time.process_time() - self._cpu,

@@ -1,9 +1,9 @@
 """Random-init models with a word tokenizer; among them one that ends its completions on request.
 
 Real completions have many lengths, and a fair comparison needs the same ones on both sides. A
-counting model makes them itself, without a hand on either decoder: the chat template repeats the
-prompt's first word at the end of every prompt, a number such as <5>, and the weights are made so
-that <4> follows it, then <3>, <2>, <1> and the end token: five tokens in all.
+counting model produces them by itself, without changes to either decoder: the chat template repeats
+the prompt's first word at the end of every prompt, a number such as <5>, and the weights are made
+so that <4> follows it, then <3>, <2>, <1> and the end token: five tokens in all.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PLAIN_END, COUNTED_END = (
 )
 WORDS = ["apple", "bridge", "candle", "engine", "forest", "garden", "harbour", "island", "jacket"]
 MAX_COUNT = 256
-CERTAINTY = 24.0  # logit of the next number, so that another token is drawn once in millions
+CERTAINTY = 24.0  # logit of the next number, so that another token is drawn about once in millions
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Shape:
         vocab_size: V.
         width: D; the feed-forward layers have four times as much.
         num_layers: Layers.
-        tied: Whether the head shares the embedding's weights.
+        tied: Whether the head shares the weights of the embedding.
     """
 
     vocab_size: int
@@ -48,17 +48,17 @@ class Shape:
 
 
 def text(length: int, generator: random.Random) -> str:
-    """So many words, each of them one token."""
+    """This many words, each of them one token."""
     return " ".join(generator.choices(WORDS, k=length))
 
 
 def write_random_model(folder: Path, shape: Shape, known_text: str) -> int:
-    """Write a model as a transformers directory; the number of its parameters.
+    """Write a model as a transformers directory; return the number of its parameters.
 
     Args:
-        folder: Where to.
+        folder: The directory to write.
         shape: Its size; an untied model counts, see above.
-        known_text: What its tokenizer learns words from, besides its own.
+        known_text: Text from which its tokenizer learns words, besides its own.
     """
     tokenizer = word_tokenizer(known_text, counts=not shape.tied)
     config = LlamaConfig(
@@ -103,13 +103,13 @@ def word_tokenizer(known_text: str, *, counts: bool) -> PreTrainedTokenizerFast:
 
 
 def number(count: int) -> str:
-    """The token that asks for so many more."""
+    """The token that asks for this many more."""
     return f"<{count}>"
 
 
 @torch.no_grad()
 def make_it_count(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Let the head answer the embedding of every number with the number below it."""
+    """Set the head to predict, from the embedding of every number, the number below it."""
     ids = tokenizer.convert_tokens_to_ids([number(count) for count in range(1, MAX_COUNT + 1)])
     numbers = torch.tensor(ids)
     below = torch.tensor([tokenizer.eos_token_id, *ids[:-1]])

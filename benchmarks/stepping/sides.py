@@ -1,4 +1,4 @@
-"""Two training processes that take turns, and what comes out of their comparison."""
+"""Runs two training processes in turn, and compares their steps."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Step = dict[str, Any]
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two.
+    """One of the two compared programs.
 
     Args:
-        name: In messages and names of files.
-        script: What its process runs.
+        name: The name in messages and file names.
+        script: The script that its process runs.
         python: Its interpreter.
-        changes: Entries of the job that differ from the work's.
+        changes: Entries of the job that differ from those of the work.
     """
 
     name: str
@@ -52,36 +52,36 @@ def trl(python: str, **changes: Any) -> Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The measured steps of both sides, pair by pair; theirs are none where they were left out."""
+    """The measured steps of both sides, pair by pair; theirs are empty if they were left out."""
 
     ours: Sequence[Step]
     theirs: Sequence[Step]
 
     def ratio(self, clock: str) -> float | None:
-        """Median over the pairs of their seconds over ours: above 1 we are ahead."""
+        """Median over the pairs of their seconds over ours: above 1, ours is faster."""
         pairs = zip(self.theirs, self.ours, strict=False)
         ratios = [theirs[clock] / ours[clock] for theirs, ours in pairs]
         return statistics.median(ratios) if ratios else None
 
     def memory_ratio(self) -> float | None:
-        """Our peak over theirs: below 1 we are ahead."""
+        """Our peak over theirs: below 1, ours is smaller."""
         return self.ours[-1]["peak_mib"] / self.theirs[-1]["peak_mib"] if self.theirs else None
 
 
 def compare(
     folder: Path, work: Work, sides: Sequence[Side], num_pairs: int, threads: int
 ) -> Comparison:
-    """Let the sides step in turn, after steps that are not measured.
+    """Let the sides step in turn, after some unmeasured steps.
 
     Args:
-        folder: For the jobs and what the processes write.
-        work: What a step is.
-        sides: Ours, and theirs if they take part.
+        folder: For the jobs and the files of the processes.
+        work: The work of a step.
+        sides: Ours, and theirs if it takes part.
         num_pairs: Measured steps of each side.
         threads: Threads of each process; only one works at a time.
 
     Raises:
-        RuntimeError: The sides did not do the same work, though they should have.
+        RuntimeError: The sides should have done the same work, and did not.
     """
     steps: list[list[Step]] = [[] for _ in sides]
     with ExitStack() as stack:
@@ -109,11 +109,11 @@ class Process:
     """A training process that takes a step when it is asked to.
 
     Args:
-        folder: A sub-folder of it will hold its job and its messages.
-        work: What a step is.
-        side: What to run.
-        num_steps: Steps it will be asked for.
-        threads: Its threads.
+        folder: Parent of the folder with its job and its messages.
+        work: The work of a step.
+        side: The program to run.
+        num_steps: Number of steps that it will be asked for.
+        threads: Number of its threads.
     """
 
     def __init__(self, folder: Path, work: Work, side: Side, num_steps: int, threads: int) -> None:

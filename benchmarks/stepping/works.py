@@ -1,4 +1,4 @@
-"""What is trained in the cases of `benchmarks/step.py`: models, rows, lengths."""
+"""The workloads of the cases of `benchmarks/step.py`: models, rows, lengths."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Work:
-    """What one step reads and writes.
+    """The rows that one step reads, and the completions that it writes.
 
     Args:
         title: Its line in the table.
         model: A transformers directory.
-        rows: At least as many as all steps read.
+        rows: At least as many rows as all steps read.
         max_new_tokens: Longest completion.
-        forced: Whether no completion may end before.
-        equal_tokens: Whether both sides must have read and written as many tokens.
+        forced: Whether no completion may end earlier.
+        equal_tokens: Whether both sides must have read and written the same number of tokens.
         batch_size: Rows of a step.
-        options: What the module is given besides.
-        data_options: What the data module is given besides.
+        options: Further options of the module.
+        data_options: Further options of the data module.
     """
 
     title: str
@@ -68,12 +68,12 @@ def random_work(folder: Path, shape: Shape, num_rows: int, length: int) -> Work:
 
 
 def mixed_work(folder: Path, shape: Shape, num_rows: int, longest: tuple[int, int]) -> Work:
-    """Lengths as real data has them: log-uniform, each row its own, told by its first word.
+    """Lengths as in real data: log-uniform, given for each row by its first word.
 
     Args:
-        folder: Where the model goes.
+        folder: The folder for the model.
         shape: Untied, so that the model counts.
-        num_rows: Rows.
+        num_rows: Number of rows.
         longest: The longest prompt and the longest completion.
     """
     num_weights = write_random_model(folder, shape, known_text())
@@ -82,7 +82,7 @@ def mixed_work(folder: Path, shape: Shape, num_rows: int, longest: tuple[int, in
     rows = []
     for index in range(num_rows):
         asked = log_uniform(1, completion, generator)
-        words = log_uniform(10, prompt - 10, generator)  # the chat template makes up the rest
+        words = log_uniform(10, prompt - 10, generator)  # the chat template adds the rest
         prompt_text = f"{number(asked)} {text(words, generator)}"
         rows.append(row(index, asked_by_user(prompt_text), text(asked, generator)))
     title = f"random {num_weights / 1e6:.1f}M, mixed lengths"
@@ -105,7 +105,7 @@ def real_work(
 
 
 def row(index: int, prompt: list[Message], demonstration: str) -> Row:
-    """A row of a JSON Lines file; what would be a right answer does not matter here."""
+    """A row of a JSON Lines file; the gold answer does not matter here."""
     return {
         "id": str(index),
         "prompt": prompt,
@@ -120,17 +120,17 @@ def asked_by_user(content: str) -> list[Message]:
 
 
 def log_uniform(low: int, high: int, generator: random.Random) -> int:
-    """An integer whose logarithm is spread evenly."""
+    """An integer whose logarithm is uniformly distributed."""
     return round(math.exp(generator.uniform(math.log(low), math.log(high))))
 
 
 def known_text() -> str:
-    """What a tokenizer should know besides the words: the teacher's prompt and the chat's roles."""
+    """Text that a tokenizer should know besides the words: the teacher prompt and the roles."""
     return peer_template() + " user assistant"
 
 
 def peer_template() -> str:
-    """Our template as a pattern for `str.format`, which is how TRL fills in its own."""
+    """Our prompt template as a pattern for `str.format`, which TRL uses for its own."""
     probe = Demonstration("", "", tuple(asked_by_user("<prompt>")), "<shown>", "")
     (turn,) = TeacherTemplate.load(TEMPLATE).messages(probe)
     plain = turn["content"].replace("{", "{{").replace("}", "}}")
@@ -138,7 +138,7 @@ def peer_template() -> str:
 
 
 def write_job(folder: Path, work: Work, num_steps: int, threads: int) -> dict[str, Any]:
-    """What either side needs to know, its rows written beside; see the sides' scripts."""
+    """The job of either side, with its rows in a file next to it; see the sides' scripts."""
     rows = folder / "rows"
     rows.mkdir(parents=True)
     for split, chosen in (("train", work.rows), ("validation", [work.rows[0] | {"id": "other"}])):
