@@ -175,10 +175,11 @@ def sampled_answers(
 
 
 def drift_from(base: ReferenceAnswers, model: Any) -> TokenMean:
-    """KL(base || model) in nats per token of the base model's answers."""
+    """KL(base || model) in nats per token of the base model's answers; at least 0."""
     counts = [len(completion) for completion in base.completions]
     by_answer = base.kl_of(model).double().split(counts)
-    return token_mean([each.sum().item() for each in by_answer], counts)
+    found = token_mean([each.sum().item() for each in by_answer], counts)
+    return found._replace(mean=max(found.mean, 0.0))
 
 
 def accuracy(

@@ -8,7 +8,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import TrajectoryTracker
+from callbacks.trajectory_tracker import drift_from
 from lightning_modules import SFTModule
+from sdft.loss.reference_answers import ReferenceAnswers
 from sdft.model.lora import LoRA
 from tests.child_runs import run, write_config
 from tests.command_line.test_resume import kill_at
@@ -67,6 +69,23 @@ def test_drift_and_likelihood_are_those_of_whole_logits(lora, tmp_path):
         nlls.append(-logprobs.gather(1, torch.tensor(demonstration)[:, None])[:, 0])
     expected = torch.cat(nlls).mean().item()
     assert last["demonstration_nll"]["one"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_rounding_gives_no_negative_drift(tmp_path):
+    """A report refuses a negative divergence."""
+    module, tracker = sdft(SFTModule), TrajectoryTracker(**OPTIONS)
+    train(module, tmp_path, tracker)
+    prompts, completions = tracker._base.prompts, tracker._base.completions
+    base = ReferenceAnswers.of(module.student, prompts, completions)
+    sums = []
+    for seed in range(20):
+        nudged = copy.deepcopy(module.student)
+        torch.manual_seed(seed)
+        for weight in nudged.parameters():
+            weight.data += 1e-7 * torch.randn_like(weight)
+        sums.append(base.kl_of(nudged).double().mean().item())
+        assert drift_from(base, nudged).mean == pytest.approx(max(sums[-1], 0.0), abs=1e-12)
+    assert min(sums) < 0  # it does happen
 
 
 def test_measuring_leaves_weights_rollouts_modes_and_noise_as_they_were(tmp_path):
