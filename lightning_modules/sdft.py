@@ -29,7 +29,7 @@ from sdft.loss.reductions import Reduction, effective_sample_size, importance_we
 from sdft.model.lora import digest
 from sdft.model.teacher import make_teacher
 from sdft.model.teacher_options import TeacherOptions
-from sdft.rollout.mixing import beside_demonstrations, on_policy_rows
+from sdft.rollout.sampling import beside_demonstrations, on_policy_rows
 from sdft.types import DemonstrationBatch, Rollout, TokenIds
 
 EMA_TEACHER: TeacherOptions = {"kind": "ema"}

@@ -14,9 +14,9 @@ from lightning_modules.greedy_evaluation import GreedyEvaluation
 from sdft.evaluation.cost import LapClock, Passes
 from sdft.model.lean_adamw import LeanAdamW
 from sdft.model.lora import LoRA, backbone_state, digest, trained_parameters
-from sdft.model.optimizer import WarmupCosine, gradient_norm, gradients_are_finite
+from sdft.model.sharding import gradient_norm, gradients_are_finite
 from sdft.seeds import Stream, mix_seed
-from sdft.stages import StagePlan
+from sdft.stages import StagePlan, WarmupCosine
 from sdft.types import Rollout
 
 

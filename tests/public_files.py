@@ -112,6 +112,7 @@ def _describe(description: Description, files: dict[str, Path], folder: Path) ->
         if description.name.startswith("suite_"):
             chosen = {"test": ids}
         lines = [line for split, each in chosen.items() for line in (f"[{split} ]", " ".join(each))]
+        (folder / description.selection).parent.mkdir(exist_ok=True)
         (folder / description.selection).write_text("\n".join(lines), encoding="utf-8")
         values["selection"] = description.selection
     text = yaml.safe_dump(values, sort_keys=False)

@@ -1,4 +1,4 @@
-"""Shard a model with FSDP2, and gather weights that are sharded."""
+"""Shard a model with FSDP2, gather sharded weights, and measure gradients, sharded or not."""
 
 from __future__ import annotations
 
@@ -129,3 +129,31 @@ def from_all_ranks(value: Any) -> list[Any]:
     values: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(values, value)
     return values
+
+
+def gradient_norm(model: nn.Module) -> Tensor:
+    """Euclidean norm of this rank's part of all gradients: (), float64, possibly infinite."""
+    norms = _norms(model, 2.0)
+    return norms.double().norm() if len(norms) else norms.double().sum()
+
+
+def gradients_are_finite(model: nn.Module) -> bool:
+    """Whether this rank's gradients have no NaN or infinity, however large the entries are."""
+    return bool(_norms(model, float("inf")).isfinite().all())
+
+
+def _own(gradient: Tensor) -> Tensor:
+    """This rank's part of a sharded gradient."""
+    if isinstance(gradient, DTensor):
+        return gradient.to_local()
+    return gradient
+
+
+def _norms(model: nn.Module, order: float) -> Tensor:
+    """Norm of each gradient, over the parameters that have one, in float32 or float64."""
+    gradients = [_own(each.grad) for each in model.parameters() if each.grad is not None]
+    if not gradients:
+        return torch.zeros(0)
+    double = any(each.dtype == torch.float64 for each in gradients)
+    dtype = torch.float64 if double else torch.float32
+    return torch.stack(torch._foreach_norm(gradients, ord=order, dtype=dtype))

@@ -19,8 +19,7 @@ from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from sdft.scorers.judge_endpoint import Endpoint
-from sdft.scorers.verdict_cache import VerdictCache, fingerprint
+from sdft.scorers.judge_endpoint import Endpoint, VerdictCache, fingerprint
 from sdft.types import Demonstration
 
 logger = logging.getLogger(__name__)

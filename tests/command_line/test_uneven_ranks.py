@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from datamodules.loaders import EvaluationLoader, Share
-from sdft.rollout.mixing import on_policy_rows
+from sdft.rollout.sampling import on_policy_rows
 from sdft.stages import StagePlan
 from tests.child_runs import run_ranks, write_config
 from tests.command_line.test_strategies import losses, ranks_of

@@ -7,7 +7,7 @@ from callbacks import OpeningRates
 from datamodules import ContinualDataModule, fit_sequence
 from lightning_modules import SDFTModule, SFTModule
 from sdft.loss.divergence_registry import make_divergence
-from sdft.model.optimizer import WarmupCosine
+from sdft.stages import WarmupCosine
 from sdft.types import Rollout
 from tests.sample_tasks import write_task
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from sdft.model.optimizer import gradient_norm, gradients_are_finite
+from sdft.model.sharding import gradient_norm, gradients_are_finite
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

@@ -1,6 +1,6 @@
 import pytest
 
-from sdft.rollout.mixing import beside_demonstrations, on_policy_rows
+from sdft.rollout.sampling import beside_demonstrations, on_policy_rows
 from sdft.types import Rollout
 
 

@@ -185,4 +185,4 @@ def test_the_mirror_has_the_rows_that_the_description_selects(name):
         assert len(lines) == len(ids) == description.splits[split].rows
         if name != "biographies":  # its ids count questions here, and rows there
             assert [json.loads(line)["id"] for line in lines] == ids
-    assert (DESCRIPTIONS / f"{name}.yaml").is_file()
+    assert description.folder.is_relative_to(DESCRIPTIONS)

@@ -60,8 +60,8 @@ class Description:
         cite: The paper to cite.
         converter: The function of :data:`sdft.tasks.sources.CONVERTERS` that makes the rows.
         files: The converter's name of each file -> where it is.
-        selection: A file beside the description that lists ids of rows in order; empty where the
-            converter says which split a row belongs to.
+        selection: A file, relative to the description, that lists ids of rows in order; empty
+            where the converter says which split a row belongs to.
         splits: What each split must be; empty if the rows could not be made for checking.
         not_checked: What has not been tested.
         name: The description's own name.
@@ -102,7 +102,7 @@ def shipped_rows(source: str) -> Path | None:
 
 def description_names() -> list[str]:
     """The names of the descriptions that come with the package."""
-    return sorted(path.stem for path in DESCRIPTIONS.glob("*.yaml"))
+    return sorted(path.stem for path in DESCRIPTIONS.rglob("*.yaml"))
 
 
 def read_description(source: str) -> Description:
@@ -111,7 +111,7 @@ def read_description(source: str) -> Description:
     Raises:
         ValueError: There is none of that name, or it is not usable; names the file.
     """
-    path = Path(source) if source.endswith((".yaml", ".yml")) else DESCRIPTIONS / f"{source}.yaml"
+    path = _path(source)
     if not path.is_file():
         near = get_close_matches(source, description_names(), n=3, cutoff=0.4)
         raise ValueError(
@@ -126,6 +126,14 @@ def read_description(source: str) -> Description:
     except (TypeError, ValueError, AttributeError) as error:
         known = ", ".join(each.name for each in fields(Description))
         raise ValueError(f"{path}: {error}; a description has {known}") from error
+
+
+def _path(source: str) -> Path:
+    """Of a path, itself; of a name, where its description lies or would lie."""
+    if source.endswith((".yaml", ".yml")):
+        return Path(source)
+    found = [each for each in DESCRIPTIONS.rglob("*.yaml") if each.stem == source]
+    return found[0] if found else DESCRIPTIONS / f"{source}.yaml"
 
 
 def _each(kind: type[T], values: Mapping[str, Any]) -> dict[str, T]:
