@@ -53,7 +53,7 @@ class AccuracyMatrix(Metric):
     matrix: Tensor
 
     def __init__(self, num_tasks: int) -> None:
-        super().__init__()
+        super().__init__(sync_on_compute=False)  # one process alone may compute
         if num_tasks < 1:
             raise ValueError(f"num_tasks is {num_tasks}; an accuracy matrix needs at least 1 task")
         empty = torch.full((num_tasks + 1, num_tasks), math.nan, dtype=torch.float64)
