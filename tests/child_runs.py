@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -158,6 +159,9 @@ def _run_and_leave(args: tuple[str, ...], log: Path) -> None:
         os.dup2(stream.fileno(), 2)
         sys.stdout = sys.stderr = stream
         try:
+            # torch replaces its thread pool at first use after a fork, which the threads that
+            # load a model's weights would do at the same time.
+            torch.set_num_threads(torch.get_num_threads())
             import train
 
             train.main(list(args))

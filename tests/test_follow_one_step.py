@@ -20,7 +20,8 @@ class Traced(SDFTModule):
 
     def _note(self, frame, event, _):
         file = Path(frame.f_code.co_filename)
-        if event == "call" and file.is_relative_to(REPOSITORY):
+        ours = file.is_relative_to(REPOSITORY) and not file.is_relative_to(sys.prefix)
+        if event == "call" and ours:  # the environment may lie inside the repository
             name = file.relative_to(REPOSITORY).as_posix()
             if not name.startswith("tests/") and name not in self.executed:
                 self.executed.append(name)
