@@ -2,6 +2,8 @@
 # docker build --target cuda -t sdft:cuda .  docker run --rm --gpus all -v "$PWD/runs:/work/runs" sdft:cuda
 # Without a command a container trains the quickstart; give `fit --config …` for another experiment.
 FROM python:3.12-slim AS base
+# Compilers for torch.compile (`static_cache`); Debian keeps one version of each, so none is pinned.
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends gcc g++ \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
