@@ -7,7 +7,7 @@ import yaml
 
 from callbacks import CapabilityTracker, PassAtK
 from sdft.tasks.sources import read_description
-from tests.child_runs import run
+from tests.child_runs import run, run_ranks
 from tests.conftest import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
@@ -26,6 +26,7 @@ SMALL = [
 ]
 EXPERIMENTS = [
     (CONFIGS / "quickstart.yaml",),
+    (CONFIGS / "quickstart.yaml", CONFIGS / "smollm2" / "quickstart_lora.yaml"),
     (CONFIGS / "smollm2" / "quickstart_longer.yaml",),
     (CONFIGS / "smollm2" / "three_public_tasks.yaml",),
     (CONFIGS / "smollm2" / "clinc_snips_banking.yaml",),
@@ -33,11 +34,10 @@ EXPERIMENTS = [
         CONFIGS / "smollm2" / f"{name}.yaml" for name in ("small", "short_knowledge", "biographies")
     ),
     *((CONFIGS / "paper" / "qwen7b.yaml", CONFIGS / "paper" / f"{name}.yaml") for name in PAPER),
+    tuple(CONFIGS / "paper" / f"{name}.yaml" for name in ("qwen7b", "science", "one_h200")),
     *((CONFIGS / "smollm2" / "small.yaml", CONFIGS / "smollm2" / f"{name}.yaml") for name in SMALL),
+    *((path,) for path in sorted((CONFIGS / "gpu").glob("*.yaml"))),
 ]
-EXPERIMENTS += [
-    (path,) for path in sorted((CONFIGS / "gpu").glob("*.yaml")) if "8x80gb" not in path.name
-]  # the one for eight GPUs shards, which has tests of its own
 KNOWLEDGE = CONFIGS / "smollm2" / "knowledge.yaml"
 
 
@@ -45,11 +45,20 @@ def read(path):
     return yaml.safe_load(path.read_text("utf-8"))
 
 
-def dry_run(tmp_path, data_server, *configs, command="fit"):
-    """Run with two fetched rows a split and two tokens a completion; the run's folder."""
+def tasks_of(configs):
+    """The tasks of the one configuration that names any."""
     (tasks,) = [
         data["tasks"] for path in configs if "tasks" in (data := read(path).get("data", {}))
     ]
+    return tasks
+
+
+def dry_run(tmp_path, data_server, *configs, command="fit"):
+    """Run with two fetched rows a split and two tokens a completion; the run's folder.
+
+    What is sharded over several GPUs runs on two processes.
+    """
+    tasks = tasks_of(configs)
     few = {"num_train": 2, "num_validation": 2, "num_test": 2}
     for task in tasks:
         task |= few
@@ -75,9 +84,14 @@ def dry_run(tmp_path, data_server, *configs, command="fit"):
     }
     behind = tmp_path / "dry.yaml"
     behind.write_text(yaml.safe_dump(overlay), encoding="utf-8")
-    arguments = [f"--config={path}" for path in (*configs, behind)]
+    arguments = [command, *(f"--config={path}" for path in (*configs, behind))]
+    arguments.append(f"--run_dir={tmp_path / 'run'}")
     log = tmp_path / "log"
-    code = run(command, *arguments, f"--run_dir={tmp_path / 'run'}", log=log)
+    if any("strategy" in read(path).get("trainer", {}) for path in configs):
+        size = "--trainer.strategy.init_args.data_parallel_size=2"
+        code = run_ranks(*arguments, size, log=log, num_ranks=2)
+    else:
+        code = run(*arguments, log=log)
     assert code == 0, log.read_text()
     return tmp_path / "run"
 
@@ -110,7 +124,7 @@ def test_no_stage_of_an_experiment_is_all_warm_up(configs):
 )
 def test_an_experiment_runs(configs, tmp_path, public_data):
     record = json.loads((dry_run(tmp_path, public_data, *configs) / "retention.json").read_text())
-    names = [task["name"] for task in read(configs[-1])["data"]["tasks"]]
+    names = [task["name"] for task in tasks_of(configs)]
     assert record["tasks"] == names
     assert len(record["rows"]) == len(names) + 1
     assert set(record["test"]["accuracy"]) == set(names)
@@ -129,12 +143,8 @@ def test_a_teacher_context_is_put_behind_a_knowledge_experiment(name, tmp_path, 
 
 def test_every_configuration_of_the_experiments_is_tried():
     tried = {path for configs in EXPERIMENTS for path in configs}
-    elsewhere = {"one_h200"}
-    assert set((CONFIGS / "paper").glob("*.yaml")) - tried == {
-        CONFIGS / "paper" / f"{name}.yaml" for name in elsewhere
-    }
-    small = {path.name for path in (CONFIGS / "smollm2").glob("*.yaml")}
-    assert small - {path.name for path in tried} == {"quickstart_lora.yaml"}
+    folders = ("paper", "smollm2", "gpu")
+    assert {path for name in folders for path in (CONFIGS / name).glob("*.yaml")} <= tried
 
 
 def test_the_papers_model_on_one_h200_trains_all_weights():
