@@ -17,7 +17,13 @@ from sdft.rollout.in_place import sample
 from sdft.rollout.request import RolloutRequest
 from sdft.types import Rollout
 from tests.child_runs import run, write_config
-from tests.lightning_modules.test_modules import Recorder, Referenced, sdft, train
+from tests.lightning_modules.test_modules import (
+    Recorder,
+    Referenced,
+    sdft,
+    train,
+    trained_under_watch,
+)
 
 
 def test_kl_and_entropy_are_those_of_the_whole_distributions(tiny):
@@ -36,23 +42,9 @@ def test_kl_and_entropy_are_those_of_the_whole_distributions(tiny):
     "options", [{}, {"lora": LoRA(r=2)}, {"teacher": {"kind": "base"}}], ids=str
 )
 def test_probes_leave_weights_rollouts_modes_and_noise_as_they_were(options, tmp_path):
-    def outcome(name, *probes):
-        module = sdft(**options)
-        seen = Recorder(
-            "on_train_batch_end",
-            lambda trainer, module: (
-                module.last_rollout,
-                torch.get_rng_state().tolist(),
-                [part.training for part in module.modules()],
-            ),
-        )
-        torch.manual_seed(0)
-        train(module, tmp_path / name, *probes, seen)
-        return module.state_dict(), seen.seen
-
-    weights, without = outcome("off")
+    weights, without = trained_under_watch(sdft(**options), tmp_path / "off")
     probes = (InContextCheck(num_rows=3), DriftTracker(num_prompts=2))
-    probed, seen = outcome("on", *probes)
+    probed, seen = trained_under_watch(sdft(**options), tmp_path / "on", *probes)
     assert len(probes[0].rows) == 2
     assert len(probes[1].rows) == 3
     assert seen == without

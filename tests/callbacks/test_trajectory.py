@@ -14,7 +14,7 @@ from sdft.loss.reference_answers import ReferenceAnswers
 from sdft.model.lora import LoRA
 from tests.child_runs import run, write_config
 from tests.command_line.test_resume import kill_at
-from tests.lightning_modules.test_modules import Recorder, sdft, train
+from tests.lightning_modules.test_modules import Recorder, sdft, train, trained_under_watch
 
 OPTIONS = {"every_n_steps": 2, "num_rows": 3, "num_prompts": 4, "max_new_tokens": 5}
 
@@ -89,22 +89,9 @@ def test_rounding_gives_no_negative_drift(tmp_path):
 
 
 def test_measuring_leaves_weights_rollouts_modes_and_noise_as_they_were(tmp_path):
-    def outcome(name, *trackers):
-        module = sdft()
-        seen = Recorder(
-            "on_train_batch_end",
-            lambda trainer, module: (
-                module.last_rollout,
-                torch.get_rng_state().tolist(),
-                [part.training for part in module.modules()],
-            ),
-        )
-        torch.manual_seed(0)
-        train(module, tmp_path / name, *trackers, seen)
-        return module.state_dict(), seen.seen
-
-    weights, without = outcome("off", TrajectoryTracker())
-    measured, seen = outcome("on", TrajectoryTracker(**OPTIONS))
+    off, on = tmp_path / "off", tmp_path / "on"
+    weights, without = trained_under_watch(sdft(), off, TrajectoryTracker())
+    measured, seen = trained_under_watch(sdft(), on, TrajectoryTracker(**OPTIONS))
     assert seen == without
     assert all(torch.equal(measured[name], weights[name]) for name in weights)
     assert not (tmp_path / "off" / "trajectory.jsonl").exists()

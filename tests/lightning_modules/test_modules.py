@@ -71,6 +71,21 @@ def train(module, folder, *callbacks, num_train=(6, 4), ckpt_path=None, specs=No
     return trainer
 
 
+def trained_under_watch(module, folder, *callbacks):
+    """Weights after training with the callbacks; rollout, random state and modes at each step."""
+    seen = Recorder(
+        "on_train_batch_end",
+        lambda trainer, module: (
+            module.last_rollout,
+            torch.get_rng_state().tolist(),
+            [part.training for part in module.modules()],
+        ),
+    )
+    torch.manual_seed(0)
+    train(module, folder, *callbacks, seen)
+    return module.state_dict(), seen.seen
+
+
 def sdft(kind=SDFTModule, **options):
     return kind(
         **{
