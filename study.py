@@ -24,7 +24,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("study", type=Path, help="such as configs/studies/tool_call.yaml")
     parser.add_argument("--folder", type=Path, help="of the runs; default: runs/<study>")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--only", help="run the one of this name, without a report")
+    parser.add_argument("--only", help="run the one of this name (after its start), no report")
     parser.add_argument("--print", action="store_true", help="print the commands instead")
     parser.add_argument("--slurm", action="store_true", help="print a job-array script instead")
     options = parser.parse_args(args)
@@ -34,7 +34,8 @@ def main(args: list[str] | None = None) -> None:
             raise ValueError(f"--jobs is {options.jobs}; it must be at least 1")
         runs = read_study(options.study)
         if options.only is not None:
-            runs = [run for run in runs if run.name == options.only]
+            asked = [run for run in runs if run.name == options.only]
+            runs = [each for run in asked for each in (run.start, run) if each is not None]
             if not runs:
                 raise ValueError(f"--only {options.only}: {options.study} has no such run")
         if options.print:
@@ -53,7 +54,10 @@ def _run(runner: Runner, runs: list[StudyRun], *, report: bool) -> None:
         failed = runner.run(runs)
     except KeyboardInterrupt:
         raise SystemExit("stopped; start the same command again to continue") from None
-    finished = [runner.folder / run.name for run in runs if runner.is_finished(run)]
+    starts = {run.start for run in runs}
+    finished = [
+        runner.folder / run.name for run in runs if run not in starts and runner.is_finished(run)
+    ]
     if report and finished:
         page, *_ = write_report(compare(map(read_run, finished)), runner.folder / "report")
         sys.stdout.write(f"{page}\n")

@@ -72,8 +72,9 @@ class CapabilityTracker(StageRecorder):
         stage = stage_under_evaluation(trainer)
         if stage is None:
             return
-        tasks = trainer.datamodule.plan.tasks
-        if 0 < stage < len(tasks) and not self.every_stage:
+        plan = trainer.datamodule.plan
+        tasks = plan.tasks
+        if plan.first_stage < stage < len(tasks) and not self.every_stage:
             return
         measured = self._measure(trainer, pl_module)
         row = capability_row(tasks, stage, trainer.global_step, self.suites, *measured)

@@ -159,7 +159,7 @@ class SettingsRecord(L.Callback):
             if stage == plan.num_stages and isinstance(logger, TensorBoardLogger) and measured:
                 outcome = {"hp/average_accuracy": sum(measured) / len(measured)}
                 logger.log_hyperparams(self.settings, outcome)
-            elif stage == 0:
+            elif stage == plan.first_stage:
                 logger.log_hyperparams(self.settings)
 
 

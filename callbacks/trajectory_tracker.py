@@ -36,6 +36,8 @@ class TrajectoryTracker(L.Callback):
     - ``accuracy``: each task's, greedy, on its first validation rows;
     - ``demonstration_nll``: negative log-likelihood of these rows' demonstrations, in nats per
       token: it still moves where the accuracy is 0 or 1;
+    - ``forgetting`` and ``demonstration_nll_rise``: how far the accuracy of each earlier task has
+      fallen, and its ``demonstration_nll`` risen, since the start of the stage;
     - ``general_drift``: KL(base || model) in nats per token on general prompts, along answers that
       the base model sampled before training (temperature 1), with its standard error over prompts.
       The base model's answers and distributions are kept in ``general_answers.safetensors``, so no
@@ -138,12 +140,18 @@ class TrajectoryTracker(L.Callback):
         }
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
             row |= self._measure(module, data)
+        earlier = data.plan.tasks[: data.stage]
+        row |= losses(self._stage_start(row), row, earlier)
         row["seconds"] = time.perf_counter() - start
         self.rows.append(row)
         if trainer.is_global_zero:
             lines = "".join(json.dumps(each, allow_nan=False) + "\n" for each in self.rows)
             write_text_atomically(Path(trainer.default_root_dir) / "trajectory.jsonl", lines)
             _log(trainer, row)
+
+    def _stage_start(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The first row of a row's stage, which may be the row itself."""
+        return next((each for each in self.rows if each["task"] == row["task"]), row)
 
     def _measure(self, module: Any, data: L.LightningDataModule) -> dict[str, Any]:
         rows = [(task, task.validation[: self.num_rows]) for task in data.tasks]
@@ -160,6 +168,18 @@ class TrajectoryTracker(L.Callback):
             "general_drift": drift.mean,
             "general_drift_error": drift.standard_error,
         }
+
+
+def losses(start: dict[str, Any], now: dict[str, Any], earlier: Sequence[str]) -> dict[str, Any]:
+    """Forgetting of earlier tasks between two rows of a stage, by accuracy and by likelihood."""
+    before, after = start["accuracy"], now["accuracy"]
+    nll_before, nll_after = start["demonstration_nll"], now["demonstration_nll"]
+    return {
+        "forgetting": {task: before[task] - after[task] for task in earlier},
+        "demonstration_nll_rise": {
+            task: nll_after[task] - nll_before[task] for task in earlier if task in nll_after
+        },
+    }
 
 
 def sampled_answers(
@@ -210,6 +230,11 @@ def _log(trainer: L.Trainer, row: dict[str, Any]) -> None:
     scalars = {
         **{f"trajectory/accuracy/{task}": value for task, value in row["accuracy"].items()},
         **{f"trajectory/nll/{task}": value for task, value in row["demonstration_nll"].items()},
+        **{f"trajectory/forgetting/{task}": value for task, value in row["forgetting"].items()},
+        **{
+            f"trajectory/nll_rise/{task}": value
+            for task, value in row["demonstration_nll_rise"].items()
+        },
         "trajectory/general_drift": row["general_drift"],
     }
     for logger in trainer.loggers:

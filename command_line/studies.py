@@ -12,8 +12,8 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from sdft.runs.files import write_json_atomically
 TRAIN = Path(__file__).parents[1] / "train.py"
 FINISHED = "finished.json"
 KEYS = {
-    "the study": {"config": list, "arms": dict, "runs": list},
+    "the study": {"config": list, "start": dict, "arms": dict, "runs": list},
+    "the start": {"config": list, "options": dict, "export": str},
     "an arm": {"config": list, "options": dict},
     "an entry of runs": {"arms": list, "grid": dict, "seeds": list},
 }
@@ -36,16 +37,34 @@ class StudyRun:
 
     Args:
         name: The directory's name: arm, values of the grid, seed.
-        arguments: Arguments of ``train.py``, without the run's directory.
+        arguments: Arguments of ``train.py``, without directories.
+        seed: Its ``seed_everything``.
+        start: The run whose exported model this one begins from; None for its own configuration's.
+        export: The model's folder among the exports of that run.
     """
 
     name: str
     arguments: tuple[str, ...]
+    seed: int
+    start: StudyRun | None = None
+    export: str = ""
 
     def command(self, folder: Path) -> list[str]:
         """The full command, which also resumes a run that was killed."""
         place = ["--run_dir", str(folder / self.name), "--ckpt_path", "auto"]
+        if self.start is not None:
+            place += ["--model.init_args.pretrained", str(self.model(folder))]
         return [sys.executable, str(TRAIN), *self.arguments, *place]
+
+    def model(self, folder: Path) -> Path:
+        """The exported model that the run begins from."""
+        assert self.start is not None
+        return folder / self.start.name / "exports" / self.export
+
+    def record(self) -> dict[str, list[str]]:
+        """What was run, for the run's directory."""
+        start = {} if self.start is None else {"start": [*self.start.arguments, self.export]}
+        return {"arguments": list(self.arguments), **start}
 
 
 def read_study(path: Path) -> list[StudyRun]:
@@ -53,7 +72,9 @@ def read_study(path: Path) -> list[StudyRun]:
 
     The file has ``config``, configurations that all runs share; ``arms``, name -> further
     ``config`` and ``options``; and ``runs``, a list of which each entry has ``seeds`` and
-    optionally ``arms`` (all of them) and ``grid``: option -> values.
+    optionally ``arms`` (all of them) and ``grid``: option -> values. With ``start``, which has
+    ``config``, ``options`` and ``export``, a run of its own for each seed comes first, and the runs
+    of the arms begin from the model that it exported under that name, such as ``stage-1-routing``.
 
     Raises:
         ValueError: The file does not have this form; names the key.
@@ -67,6 +88,8 @@ def read_study(path: Path) -> list[StudyRun]:
             for entry in study.get("runs", [])
             for run in _runs(study.get("config", []), arms, _checked(entry, "an entry of runs"))
         ]
+        if "start" in study:
+            runs = _from_starts(_checked(study["start"], "the start"), runs)
         _refuse_none_or_twice(runs)
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: {error}") from error
@@ -96,15 +119,35 @@ def _runs(
         arm = arms[name]
         for values in itertools.product(*grid.values()):
             options = {**arm.get("options", {}), **dict(zip(grid, values, strict=True))}
-            options["seed_everything"] = seed
             yield StudyRun(
                 "_".join(map(str, [name, *values, f"seed{seed}"])),
-                (
-                    "fit",
-                    *_flags("config", [*shared, *arm.get("config", [])]),
-                    *(part for key, value in options.items() for part in _flags(key, [value])),
-                ),
+                _arguments([*shared, *arm.get("config", [])], options, seed),
+                seed,
             )
+
+
+def _from_starts(start: Mapping[str, Any], runs: Sequence[StudyRun]) -> list[StudyRun]:
+    """The runs, beginning from their seeds' starts, each of which precedes the first of them."""
+    if "export" not in start:
+        raise ValueError(
+            "the start has no 'export'; name the model that the runs begin from, such as "
+            "stage-1-routing"
+        )
+    starts: dict[int, StudyRun] = {}
+    found: list[StudyRun] = []
+    for run in runs:
+        if run.seed not in starts:
+            arguments = _arguments(start.get("config", []), start.get("options", {}), run.seed)
+            starts[run.seed] = StudyRun(f"start_seed{run.seed}", arguments, run.seed)
+            found.append(starts[run.seed])
+        found.append(replace(run, start=starts[run.seed], export=start["export"]))
+    return found
+
+
+def _arguments(configs: Sequence[str], options: Mapping[str, Any], seed: int) -> tuple[str, ...]:
+    options = {**options, "seed_everything": seed}
+    flags = (part for key, value in options.items() for part in _flags(key, [value]))
+    return ("fit", *_flags("config", configs), *flags)
 
 
 def _flags(name: str, values: Sequence[object]) -> Iterator[str]:
@@ -148,20 +191,23 @@ class Runner:
             KeyboardInterrupt: The study is stopped, and its runs have been asked to save and end.
         """
         waiting = [run for run in runs if not self.is_finished(run)]
+        ended: dict[StudyRun, Future[int]] = {}
         with ThreadPoolExecutor(self.jobs) as pool:
             try:
-                ended = list(pool.map(self._one, waiting))
+                for run in waiting:  # a start comes before the runs that wait for it
+                    start = None if run.start is None else ended.get(run.start)
+                    ended[run] = pool.submit(self._one, run, start)
+                return [run.name for run, future in ended.items() if future.result()]
             except BaseException:
                 self._stop()
                 raise
-        return [run.name for run, code in zip(waiting, ended, strict=True) if code]
 
     def is_finished(self, run: StudyRun) -> bool:
         """Whether the run has already finished with the same command."""
         file = self.folder / run.name / FINISHED
         if not file.exists():
             return False
-        if json.loads(file.read_text("utf-8"))["arguments"] != list(run.arguments):
+        if json.loads(file.read_text("utf-8")) != run.record():
             raise ValueError(
                 f"{file.parent} was made by another command than the study's: choose another "
                 "--folder, or delete it"
@@ -172,8 +218,11 @@ class Runner:
         """The file with the output of the run's process."""
         return self.folder / "logs" / f"{name}.log"
 
-    def _one(self, run: StudyRun) -> int:
-        if self._stopping:
+    def _one(self, run: StudyRun, start: Future[int] | None) -> int:
+        if (start is not None and start.result()) or self._stopping:
+            return 1
+        if run.start is not None and not run.model(self.folder).is_dir():
+            sys.stdout.write(f"{run.name}: not started, {run.model(self.folder)} does not exist\n")
             return 1
         log = self.log(run.name)
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -182,8 +231,7 @@ class Runner:
             self._processes.append(process)
             code = process.wait()
         if code == 0:
-            record = {"arguments": list(run.arguments)}
-            write_json_atomically(self.folder / run.name / FINISHED, record)
+            write_json_atomically(self.folder / run.name / FINISHED, run.record())
         sys.stdout.write(f"{run.name}: {'finished' if code == 0 else f'failed, see {log}'}\n")
         sys.stdout.flush()
         return code
@@ -197,17 +245,37 @@ class Runner:
 
 
 def slurm_script(study: Path, folder: Path, runs: Sequence[StudyRun], jobs: int) -> str:
-    """A job array with one run each; ``study.py`` on the same folder then writes the report."""
+    """A job array with one run each; ``study.py`` on the same folder then writes the report.
+
+    With a start, a script for bash that submits two arrays: the starts, and the runs after them.
+    """
     shared = ["python", "study.py", str(study), "--folder", str(folder)]
-    lines = [shlex.quote(shlex.join([*shared, "--only", run.name])) for run in runs]
+    first_ones = {run.start for run in runs}
+    starts, others = (
+        [shlex.join([*shared, "--only", run.name]) for run in runs if (run in first_ones) is first]
+        for first in (True, False)
+    )
+    if not starts:
+        return _job_array(study.stem, others, jobs)
+    first = _job_array(f"{study.stem}-start", starts, jobs)
+    then = _job_array(study.stem, others, jobs)
+    return (
+        "#!/bin/bash\n"
+        "# Run this with bash: it submits two job arrays; the second waits for the first.\n"
+        f"first=$(sbatch --parsable <<'SCRIPT'\n{first}SCRIPT\n)\n"
+        f"sbatch --dependency=\"afterok:${{first%%;*}}\" <<'SCRIPT'\n{then}SCRIPT\n"
+    )
+
+
+def _job_array(name: str, commands: Sequence[str], jobs: int) -> str:
     return "\n".join(
         [
             "#!/bin/bash",
-            f"#SBATCH --job-name={study.stem}",
-            f"#SBATCH --array=0-{len(runs) - 1}%{jobs}",
+            f"#SBATCH --job-name={name}",
+            f"#SBATCH --array=0-{len(commands) - 1}%{jobs}",
             "#SBATCH --requeue",
             "runs=(",
-            *(f"  {line}" for line in lines),
+            *(f"  {shlex.quote(command)}" for command in commands),
             ")",
             'eval "${runs[$SLURM_ARRAY_TASK_ID]}"',
             "",

@@ -32,6 +32,9 @@ class ContinualDataModule(TaskReading):
         examples_per_stage: Number of examples that a stage draws, instead of whole passes.
         replay_fraction: Number of earlier tasks' training rows added to a stage for each row of its
             own, drawn uniformly. The number of steps does not change; batches grow.
+        num_trained_tasks: Number of tasks, the first ones, that ``model.pretrained`` was trained on
+            before the run. They are evaluated, and may be replayed or anchored on, as in any
+            sequence; training begins with the task after them.
         eval_batch_size: Prompts a process answers at a time in evaluation.
         min_agreement: Drop training rows to whose demonstration the untrained model, with the
             demonstration in context, gives a lower mean probability per token (geometric, 0 to 1);
@@ -50,6 +53,7 @@ class ContinualDataModule(TaskReading):
         epochs_per_stage: int = 1,
         examples_per_stage: int | None = None,
         replay_fraction: float = 0.0,
+        num_trained_tasks: int = 0,
         eval_batch_size: int = 32,
         min_agreement: float = 0.0,
         seed: int = 0,
@@ -63,6 +67,7 @@ class ContinualDataModule(TaskReading):
         )
         _check_shares(replay_fraction, min_agreement)
         _check_replay(tasks, replay_fraction)
+        _check_trained(num_trained_tasks, len(tasks))
         super().__init__(tasks, tokenizer, seed=seed, **reading)
         self.eval_batch_size = eval_batch_size
         self.min_agreement = min_agreement
@@ -73,11 +78,12 @@ class ContinualDataModule(TaskReading):
             batch_size=batch_size,
             seed=seed,
             replay_fraction=replay_fraction,
+            first_stage=num_trained_tasks,
         )
         self._budget = (epochs_per_stage, examples_per_stage)
         self.drop_rows({})
         # Both are set by fit_sequence from the counters; None while no sequence is running.
-        self.stage = 0
+        self.stage = num_trained_tasks
         self.num_stages_done: int | None = None
 
     def setup(self, stage: str) -> None:
@@ -196,6 +202,14 @@ def _check_shares(replay_fraction: float, min_agreement: float) -> None:
         raise ValueError(f"data.replay_fraction is {replay_fraction}; it must be 0 or more")
     if not 0.0 <= min_agreement < 1.0:
         raise ValueError(f"data.min_agreement is {min_agreement}; it must lie in [0, 1)")
+
+
+def _check_trained(num_trained: int, num_tasks: int) -> None:
+    if not 0 <= num_trained < max(num_tasks, 1):
+        raise ValueError(
+            f"data.num_trained_tasks is {num_trained}, and there are {num_tasks} tasks; it must be "
+            f"from 0 to {num_tasks - 1}, so that one is left to train on"
+        )
 
 
 def _check_replay(specs: Sequence[TaskSpec], replay_fraction: float) -> None:

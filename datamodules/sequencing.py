@@ -92,7 +92,9 @@ def _run_sequence(
         shorten(trainer, datamodule)
     plan = datamodule.plan
     _check_ranks(trainer.world_size, plan.batch_size)
-    num_done = 0
+    num_done = plan.first_stage
+    if ckpt_path is None and plan.first_stage:
+        _skip_stages(trainer, plan.first_stage)
     if ckpt_path is not None:
         stage = read_resume_point(ckpt_path, plan).last_started
         # Between two stages, this only restores: the finished stage has no epoch left to run.
@@ -106,6 +108,13 @@ def _run_sequence(
             raise StoppedEarly(_stopped(trainer, f"between stages {stage + 1} and {stage + 2}"))
     if any(task.test for task in datamodule.tasks):
         trainer.test(module, datamodule=datamodule, verbose=False, weights_only=True)
+
+
+def _skip_stages(trainer: L.Trainer, num_stages: int) -> None:
+    """Let Lightning count the stages that were trained before the run as finished epochs."""
+    progress = trainer.fit_loop.epoch_progress.current
+    for event in ("ready", "started", "processed", "completed"):
+        setattr(progress, event, num_stages)
 
 
 def _resolved(trainer: L.Trainer, ckpt_path: str | Path | None) -> Path | None:

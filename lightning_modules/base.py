@@ -135,7 +135,8 @@ class ContinualModule(StageTraining):
         if not self._has_checked_rows:
             check_rows(self, self.trainer.datamodule)
             self._has_checked_rows = True
-        begins = stage == "validate" and self.trainer.datamodule.num_stages_done == 0
+        num_done = self.trainer.datamodule.num_stages_done
+        begins = stage == "validate" and num_done == self.plan.first_stage
         if begins and self.trainer.is_global_zero:
             warn_of_short_stages(self.plan, self.warmup_steps)
 

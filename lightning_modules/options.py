@@ -119,7 +119,8 @@ def checked_divergence(
 def warn_of_short_stages(plan: StagePlan, warmup_steps: int) -> None:
     """Warn of stages that end before the learning rate has reached its peak."""
     for stage, task in enumerate(plan.tasks):
-        if (steps := plan.steps_in_stage(stage)) <= warmup_steps:
+        steps = plan.steps_in_stage(stage)
+        if plan.first_stage <= stage and steps <= warmup_steps:
             logger.warning(
                 "stage %d (%s) is warm-up to its end (optimizer steps: %d), since "
                 "model.warmup_steps is %d; lower it or data.batch_size, or raise "

@@ -32,6 +32,8 @@ class StagePlan:
         batch_size: Prompts per optimizer step; the last step of a stage may have fewer.
         seed: Seed of the training order.
         replay_fraction: Rows of earlier tasks added to a stage, per row of the stage's own task.
+        first_stage: The stage that training begins with; the model was trained on the tasks of
+            earlier ones before the run, so these stages take no steps.
     """
 
     tasks: tuple[str, ...]
@@ -40,6 +42,7 @@ class StagePlan:
     batch_size: int
     seed: int
     replay_fraction: float = 0.0
+    first_stage: int = 0
 
     @property
     def num_stages(self) -> int:
@@ -48,6 +51,8 @@ class StagePlan:
 
     def steps_in_stage(self, stage: int) -> int:
         """Optimizer steps of one stage."""
+        if stage < self.first_stage:
+            return 0
         return -(-self.num_examples[stage] // self.batch_size)
 
     def first_step(self, stage: int) -> int:

@@ -38,6 +38,9 @@ def write_run(
     parts: bool = False,
     answer: str = "Lima.",
     trajectory: Sequence[Mapping[str, object]] = (),
+    model: str = "tiny",
+    options: Mapping[str, object] | None = None,
+    first_stage: int = 0,
 ) -> Path:
     """A run's directory; ``parts`` adds all that need not be there."""
     folder.mkdir(parents=True)
@@ -49,8 +52,9 @@ def write_run(
             "accuracy": dict(zip(tasks, row, strict=True)),
         }
         for stage, row in enumerate(matrix)
+        if stage >= first_stage
     ]
-    record = {"method": method, "model": "tiny", "tasks": tasks, "rows": rows, "test": None}
+    record = {"method": method, "model": model, "tasks": tasks, "rows": rows, "test": None}
     if parts:
         record["test"] = {"accuracy": dict.fromkeys(tasks, 0.5), "global_step": 10}
         write_parts(folder, tasks[0], len(matrix), answer)
@@ -61,7 +65,14 @@ def write_run(
     config = {
         "seed_everything": seed,
         "run_dir": str(folder),
-        "model": {"init_args": {"learning_rate": learning_rate, "teacher": teacher}},
+        "model": {
+            "init_args": {
+                "pretrained": model,
+                "learning_rate": learning_rate,
+                "teacher": teacher,
+                **(options or {}),
+            }
+        },
         "trainer": {"default_root_dir": str(folder), "logger": [{"save_dir": str(folder)}]},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -26,6 +28,9 @@ ABSENT = "not in its config.yaml"
 
 LONGEST_VALUE = 24
 """Characters of an option's value that a label may hold."""
+
+MOST_NAMED = 3
+"""Options that a label may name."""
 
 Measure = Callable[[Run], float | None]
 """A number of a run: None where it was not measured, NaN where it is undefined."""
@@ -98,14 +103,32 @@ def _groups(runs: Sequence[Run]) -> list[Group]:
 
 
 def difference_label(run: Run, others: Sequence[Run]) -> str:
-    """The method's name, with what distinguishes the run from others of its method."""
+    """The method's name, with what distinguishes the run from others of its method.
+
+    That is the least number of options, at most three, whose values differ between all of them.
+    """
     if len(others) == 1:
         return run.method
-    for name, value in _differences(run, others).items():
-        values = {other.settings.get(name, ABSENT) for other in others}
-        if len(values) == len(others) and max(map(len, values)) <= LONGEST_VALUE:
-            return f"{run.method} ({name.rpartition('.')[2]} {value})"
+    names = list(_differences(run, others))
+    for number in range(1, MOST_NAMED + 1):
+        for some in itertools.combinations(names, number):
+            values = {tuple(_shown(other, name) for name in some) for other in others}
+            longest = max(len(text) for texts in values for text in texts)
+            if len(values) == len(others) and longest <= LONGEST_VALUE:
+                return f"{run.method} ({', '.join(_shown_all(run, some))})"
     return f"{run.method} #{others.index(run) + 1}"
+
+
+def _shown(run: Run, name: str) -> str:
+    """An option's value in a label; empty where the run does not have the option."""
+    value = run.settings.get(name, "")
+    return "" if value == str(None) else value
+
+
+def _shown_all(run: Run, names: Sequence[str]) -> Iterator[str]:
+    for name in names:
+        short = re.sub(r"^(model\.init_args|model|data|trainer)\.", "", name)
+        yield f"{short} {_shown(run, name)}" if _shown(run, name) else f"no {short}"
 
 
 def _differences(run: Run, others: Sequence[Run]) -> dict[str, str]:

@@ -28,6 +28,10 @@ from sdft.runs.jsonl import read_records
 PATHS = ("trainer.default_root_dir",)
 """Options of where a run is stored, which do not affect it."""
 
+MODEL = "model.init_args.pretrained"
+ANY_SEED = "seed*"
+"""Stands for the run's seed in the path of its model: a study's runs begin from one per seed."""
+
 NUM_PROMPTS = 2
 """Number of prompts per task whose answers are shown."""
 
@@ -120,11 +124,11 @@ def read_run(folder: Path) -> Run:
             name=text(str(folder), "the directory's name"),
             seed=seed if type(seed) is int else None,
             method=text(member(record, "method", str), "'method'"),
-            model=text(member(record, "model", str), "'model'"),
+            model=_of_any_seed(text(member(record, "model", str), "'model'"), seed),
             tasks=tasks,
             matrix=matrix,
             test=_test(record),
-            settings=_settings(config),
+            settings=_settings(config, seed),
             **optional,
         )
     except ValueError as error:
@@ -159,7 +163,12 @@ def _test(record: Mapping[str, Any]) -> Shares | None:
     return _shares(accuracy, "'accuracy' of 'test'")
 
 
-def _settings(config: Mapping[str, Any]) -> dict[str, str]:
+def _of_any_seed(model: str, seed: object) -> str:
+    """A model's path without the run's own seed, so that runs from starts of all seeds compare."""
+    return re.sub(rf"seed{seed}(?![0-9])", ANY_SEED, model)
+
+
+def _settings(config: Mapping[str, Any], seed: object) -> dict[str, str]:
     """Options of method, data and trainer that may affect a result, as text.
 
     The trainer's lists and objects are loggers, callbacks and plugins, which only observe.
@@ -168,7 +177,10 @@ def _settings(config: Mapping[str, Any]) -> dict[str, str]:
     options = trainer.items() if isinstance(trainer, dict) else ()
     plain = {name: value for name, value in options if not isinstance(value, list | dict)}
     sections = {"model": config.get("model"), "data": config.get("data"), "trainer": plain}
-    return {name: value for name, value in _leaves(sections) if name not in PATHS}
+    settings = {name: value for name, value in _leaves(sections) if name not in PATHS}
+    if MODEL in settings:
+        settings[MODEL] = _of_any_seed(settings[MODEL], seed)
+    return settings
 
 
 def _leaves(value: object, name: str = "") -> Iterator[tuple[str, str]]:

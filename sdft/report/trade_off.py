@@ -100,18 +100,31 @@ def _drift(rows: Sequence[TrajectoryRow], _: Sequence[str]) -> float | None:
 
 
 def _forgetting(rows: Sequence[TrajectoryRow], earlier: Sequence[str]) -> float | None:
-    lost = []
-    for task in earlier:
-        before, now = rows[0].accuracy.get(task), rows[-1].accuracy.get(task)
-        if before is None or now is None:
-            return None
-        lost.append(100 * (before - now))
-    return statistics.fmean(lost)
+    rise = _mean_rise(rows[0].accuracy, rows[-1].accuracy, earlier)
+    return None if rise is None else -100 * rise
+
+
+def _likelihood_lost(rows: Sequence[TrajectoryRow], earlier: Sequence[str]) -> float | None:
+    return _mean_rise(rows[0].demonstration_nll, rows[-1].demonstration_nll, earlier)
+
+
+def _mean_rise(
+    before: Mapping[str, float | None], after: Mapping[str, float | None], tasks: Sequence[str]
+) -> float | None:
+    """Mean over tasks of the rise of a measure; None if a task was not measured."""
+    pairs = [(before.get(task), after.get(task)) for task in tasks]
+    rises = [now - then for then, now in pairs if then is not None and now is not None]
+    return statistics.fmean(rises) if rises and len(rises) == len(tasks) else None
 
 
 PRICES = (
     Price("drift on general prompts, nats per token", _drift),
     Price("forgetting of earlier tasks since the stage's start, points", _forgetting, True),
+    Price(
+        "rise of the NLL of earlier tasks' demonstrations since the stage's start, nats per token",
+        _likelihood_lost,
+        True,
+    ),
 )
 
 

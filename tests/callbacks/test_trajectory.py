@@ -39,6 +39,18 @@ def test_rows_stand_at_a_stages_start_every_n_steps_and_its_end(tmp_path):
         assert row["seconds"] > 0
 
 
+def test_forgetting_is_the_change_of_earlier_tasks_since_the_stages_start(tmp_path):
+    train(sdft(SFTModule), tmp_path, TrajectoryTracker(**OPTIONS))
+    *first, start, end = rows_of(tmp_path)
+    assert all(row["forgetting"] == row["demonstration_nll_rise"] == {} for row in first)
+    assert start["forgetting"] == start["demonstration_nll_rise"] == {"one": 0.0}
+    nll = [row["demonstration_nll"]["one"] for row in (start, end)]
+    assert end["demonstration_nll_rise"] == {"one": nll[1] - nll[0]}
+    assert end["demonstration_nll_rise"]["one"] != 0
+    accuracy = [row["accuracy"]["one"] for row in (start, end)]
+    assert end["forgetting"] == {"one": accuracy[0] - accuracy[1]}
+
+
 @pytest.mark.parametrize("lora", [None, LoRA(r=2)], ids=["all weights", "adapters"])
 def test_drift_and_likelihood_are_those_of_whole_logits(lora, tmp_path):
     """The vocabulary of the tiny model is smaller than what is kept: nothing is lumped."""

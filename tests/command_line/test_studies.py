@@ -16,10 +16,12 @@ from tests.conftest import REPOSITORY
 STUDIES = sorted((REPOSITORY / "configs" / "studies").glob("*.yaml"))
 
 
-def write_study(folder, runs, arms=None, config=()):
+def write_study(folder, runs, arms=None, config=(), start=None):
     arms = arms or {"sft": {"options": {"model.init_args.weight_decay": 0.0}}, "other": {}}
     file = folder / "study.yaml"
     study = {"config": [str(each) for each in config], "arms": arms, "runs": runs}
+    if start is not None:
+        study["start"] = start
     file.write_text(yaml.safe_dump(study, sort_keys=False), "utf-8")
     return file
 
@@ -57,6 +59,12 @@ def test_every_arm_runs_at_every_point_of_the_grid_seed_by_seed(tmp_path):
         ("arms: {a: {}}\nruns: [{seeds: [1, 1]}]", "the run a_seed1 is there twice"),
         ("arms: {a: {configs: []}}\nruns: [{seeds: [1]}]", "an arm has 'configs'"),
         ("arms: {a: {}", "study.yaml: "),
+        ("start: {}\narms: {a: {}}\nruns: [{seeds: [1]}]", "the start has no 'export'"),
+        ("start: {seed: 1}\narms: {a: {}}\nruns: [{seeds: [1]}]", "the start has 'seed'"),
+        (
+            "start: {export: x}\narms: {start: {}}\nruns: [{seeds: [1]}]",
+            "start_seed1 is there twice",
+        ),
     ],
 )
 def test_a_study_that_is_wrong_is_refused_with_the_file_and_the_key(study, complaint, tmp_path):
@@ -71,6 +79,70 @@ def test_the_last_run_of_a_shipped_study_parses(study, tmp_path, monkeypatch):
     log = tmp_path / "log"
     last = read_study(study)[-1]
     assert run_train(*last.arguments, "--print_config", log=log) == 0, log.read_text()
+
+
+def test_the_start_of_a_shipped_study_parses(tmp_path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    start = read_study(REPOSITORY / "configs" / "studies" / "two_stages.yaml")[0]
+    assert start.name == "start_seed1"
+    log = tmp_path / "log"
+    assert run_train(*start.arguments, "--print_config", log=log) == 0, log.read_text()
+
+
+def test_every_seed_has_one_start_before_the_runs_that_begin_from_its_model(tmp_path):
+    start = {"config": ["b.yaml"], "options": {"data.batch_size": 8}, "export": "stage-1-one"}
+    study = write_study(tmp_path, [{"seeds": [1, 2]}], config=["a.yaml"], start=start)
+    runs = read_study(study)
+    assert [run.name for run in runs] == [
+        "start_seed1", "sft_seed1", "other_seed1", "start_seed2", "sft_seed2", "other_seed2",
+    ]  # fmt: skip
+    assert runs[3].arguments == (
+        "fit", "--config", "b.yaml", "--data.batch_size", "8", "--seed_everything", "2",
+    )  # fmt: skip
+    assert "--model.init_args.pretrained" not in runs[3].command(tmp_path)
+    model = str(tmp_path / "start_seed2" / "exports" / "stage-1-one")
+    for run in runs[4:]:
+        assert option(run.command(tmp_path), "model.init_args.pretrained") == model
+    printed = printed_by(study, "--print").splitlines()
+    assert [line.split("--run_dir ")[1].split()[0] for line in printed] == [
+        f"runs/study/{run.name}" for run in runs
+    ]
+    only = printed_by(study, "--print", "--only", "other_seed2").splitlines()
+    assert only == [printed[3], printed[5]]
+
+
+def printed_by(study, *options):
+    command = [sys.executable, "study.py", str(study), *options]
+    return subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_slurm_runs_the_starts_before_the_runs_that_need_them(tmp_path):
+    start = {"export": "stage-1-one"}
+    study = write_study(tmp_path, [{"seeds": [1, 2]}], start=start)
+    script = slurm_script(study, tmp_path / "runs", read_study(study), jobs=3)
+    submit = tmp_path / "sbatch"
+    submit.write_text(
+        f'#!/bin/bash\necho "$@" >> {tmp_path}/asked\ncat > {tmp_path}/$#.sh\necho "17;cluster"\n'
+    )
+    submit.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-c", script], env=environment, check=True, capture_output=True)
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked == ["--parsable", "--dependency=afterok:17"]
+    (tmp_path / "1.sh").rename(tmp_path / "last.sh")
+    then = (tmp_path / "last.sh").read_text()
+    assert "--array=0-3%3" in then
+    assert "start_seed" not in then
+    ask = subprocess.run(
+        ["bash", "-c", then.replace("eval ", "echo ")],
+        env={**os.environ, "SLURM_ARRAY_TASK_ID": "3"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ask.stdout.strip().endswith("--only other_seed2")
 
 
 def test_the_papers_grids_have_all_their_points():
@@ -142,3 +214,53 @@ def test_a_stopped_study_lets_its_run_save_and_then_continues(tmp_path):
     assert "start the same command again" in error
     assert (folder / "checkpoints" / "last.ckpt").exists()
     assert not (tmp_path / "runs" / "sft_seed2").exists()
+
+
+@pytest.mark.slow
+def test_runs_begin_from_their_start_and_wait_for_it_over_kills_and_failures(tmp_path):
+    config = write_config(tmp_path, "SFTModule")
+    both = yaml.safe_load(config.read_text())
+    first = tmp_path / "first.yaml"
+    one = {**both, "data": {**both["data"], "tasks": both["data"]["tasks"][:1]}}
+    first.write_text(yaml.safe_dump(one), "utf-8")
+    kill = {
+        "trainer.callbacks+": "tests.child_runs.KillAt",
+        "trainer.callbacks.hook": "on_train_batch_start",
+        "trainer.callbacks.step": 1,
+        "trainer.callbacks.number": int(signal.SIGKILL),
+    }
+    saving = {"checkpoint.every_n_steps": 1}
+
+    def marked(name):
+        return {**saving, **kill, "trainer.callbacks.marker": str(tmp_path / name)}
+
+    start = {"config": [str(first)], "options": marked("a"), "export": "stage-1-one"}
+    tracking = {"trajectory.every_n_steps": 1, "trajectory.num_prompts": 2}
+    shared = {**saving, "data.num_trained_tasks": 1, **tracking}
+    arms = {"killed": {"options": {**shared, **marked("b")}}, "plain": {"options": shared}}
+    study = write_study(tmp_path, [{"seeds": [1]}], arms, [config], start)
+    runs, runner = read_study(study), Runner(tmp_path / "runs", jobs=2)
+    assert runner.run(runs) == ["start_seed1", "killed_seed1", "plain_seed1"]
+    assert not (runner.folder / "plain_seed1").exists()
+    assert runner.run(runs) == ["killed_seed1"], runner.log("plain_seed1").read_text()
+    assert runner.run(runs) == [], runner.log("killed_seed1").read_text()
+    killed, plain = (
+        [json.loads(line) for line in (runner.folder / name / "trajectory.jsonl").open()]
+        for name in ("killed_seed1", "plain_seed1")
+    )
+    assert [(row["task"], row["step"]) for row in plain] == [("two", 0), ("two", 1), ("two", 2)]
+    for row, expected in zip(killed, plain, strict=True):
+        assert {**row, "seconds": 0} == {**expected, "seconds": 0}
+        assert row["forgetting"].keys() == {"one"}
+    assert plain[0]["general_drift"] < 1e-6  # since the start, not since the base model
+    told = [
+        json.loads((runner.folder / name / "retention.json").read_text())["rows"]
+        for name in ("start_seed1", "plain_seed1")
+    ]
+    assert told[1][0]["after"] == "one"
+    assert told[1][0]["accuracy"]["one"] == told[0][1]["accuracy"]["one"]
+    changed = read_study(
+        write_study(tmp_path, [{"seeds": [1]}], arms, [config], {**start, "export": "stage-2-two"})
+    )
+    with pytest.raises(ValueError, match="was made by another command"):
+        runner.run(changed)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from callbacks import RetentionTracker, StageCheckpoint
+from callbacks import RetentionTracker, StageCheckpoint, StageExport
 from datamodules import ContinualDataModule, fit_sequence
-from lightning_modules import SDFTModule
+from lightning_modules import SDFTModule, SFTModule
 from sdft.runs.checkpoint_files import ResumeError
 from sdft.runs.failures import StoppedEarly
 from tests.sample_tasks import write_task
@@ -28,13 +28,12 @@ def stop(trainer):
     trainer.should_stop = True
 
 
-def setting(folder, *callbacks, **flags):
+def setting(folder, *callbacks, kind=SDFTModule, pretrained="tiny-random", data=None, **flags):
     """A trainer, a module and two tasks of 3 and 2 steps."""
     specs = [write_task(folder, name, num_train=num) for name, num in (("one", 6), ("two", 4))]
-    module = SDFTModule(
-        pretrained="tiny-random", learning_rate=1e-2, warmup_steps=0, max_new_tokens=6
-    )
-    data = ContinualDataModule(specs, module.tokenizer, batch_size=2, teacher_template="dialogue")
+    module = kind(pretrained=str(pretrained), learning_rate=1e-2, warmup_steps=0, max_new_tokens=6)
+    options = {"batch_size": 2, "teacher_template": "dialogue", **(data or {})}
+    data = ContinualDataModule(specs, module.tokenizer, **options)
     own = {"accelerator": "cpu", "default_root_dir": folder / "run", **QUIET, **flags}
     return L.Trainer(callbacks=[RetentionTracker(), *callbacks], **own), module, data
 
@@ -165,3 +164,39 @@ def test_a_checkpoint_loads_as_a_module_without_a_trainer(tmp_path):
     loaded = SDFTModule.load_from_checkpoint(file, pretrained="tiny-random", weights_only=True)
     for name, tensor in module.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("step", [None, 1], ids=["whole", "resumed"])
+def test_a_run_after_trained_tasks_equals_the_rest_of_the_whole_sequence(step, tmp_path):
+    replay = {"replay_fraction": 0.5}
+    recorders = StageCheckpoint(), StageExport()
+    fit_sequence(*setting(tmp_path, *recorders, kind=SFTModule, data=replay))
+    weights, record = last(tmp_path)["state_dict"], rows(tmp_path)[1]
+    (tmp_path / "run").rename(tmp_path / "whole")
+    own = {
+        "kind": SFTModule,
+        "pretrained": tmp_path / "whole" / "exports" / "stage-1-one",
+        "data": {**replay, "num_trained_tasks": 1},
+    }
+    if step is not None:
+        with pytest.raises(StoppedEarly, match="in stage 2, two, after 1 of its 2 steps"):
+            fit_sequence(
+                *setting(tmp_path, At("on_train_batch_end", step, stop), StageCheckpoint(), **own)
+            )
+    trainer, module, data = setting(tmp_path, StageCheckpoint(), **own)
+    fit_sequence(trainer, module, data, ckpt_path="auto")
+    assert trainer.global_step == 2
+    found = last(tmp_path)["state_dict"]
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    after, again = rows(tmp_path)
+    assert after == ["one", "two"]
+    for row, expected in zip(again["rows"], record["rows"][1:], strict=True):
+        assert row["accuracy"] == expected["accuracy"]
+    assert again["learning_accuracy"] == record["learning_accuracy"]
+    assert again["backward_transfer"] == record["backward_transfer"]
+
+
+@pytest.mark.parametrize("number", [-1, 2])
+def test_a_number_of_trained_tasks_that_leaves_none_is_refused(number, tmp_path):
+    with pytest.raises(ValueError, match=rf"num_trained_tasks is {number}, and there are 2 tasks"):
+        setting(tmp_path, data={"num_trained_tasks": number})

@@ -80,10 +80,18 @@ def test_other_settings_are_another_group_and_say_in_what(tmp_path):
     assert found.groups[1].settings == {"model.init_args.learning_rate": "0.01"}
 
 
-def test_groups_that_no_single_option_tells_apart_are_numbered(tmp_path):
-    rates = ({}, {"learning_rate": 0.01}, {"learning_rate": 0.01, "teacher": "base"})
+@pytest.mark.parametrize("teacher", ["base", "longer than a label may be"])
+def test_groups_that_no_single_option_tells_apart_have_several_or_a_number(teacher, tmp_path):
+    rates = ({}, {"learning_rate": 0.01}, {"learning_rate": 0.01, "teacher": teacher})
     (found,) = compare(runs(tmp_path, *rates))
-    assert [each.label for each in found.groups] == ["SDFT #1", "SDFT #2", "SDFT #3"]
+    named = [
+        "SDFT (learning_rate 0.0001, teacher ema)",
+        "SDFT (learning_rate 0.01, teacher ema)",
+        "SDFT (learning_rate 0.01, teacher base)",
+    ]
+    numbered = ["SDFT #1", "SDFT #2", "SDFT #3"]
+    expected = named if teacher == "base" else numbered
+    assert [each.label for each in found.groups] == expected
 
 
 def test_normalised_gain_is_one_at_the_best_mean_of_any_method(tmp_path):

@@ -23,7 +23,7 @@ def trajectory(price, reach=1.0, lost=0.0):
                     "step": step,
                     "accuracy": {"one": one, "two": learned if task == "two" else 0.0},
                     "general_drift": price * learned,
-                    "demonstration_nll": {task: 3.0 - 2.0 * learned},
+                    "demonstration_nll": {"one": 2.0 + lost * learned, task: 3.0 - 2.0 * learned},
                 }
             )
     return rows
@@ -31,10 +31,10 @@ def trajectory(price, reach=1.0, lost=0.0):
 
 @pytest.fixture
 def runs(tmp_path):
-    def add(method, seed, price, rate=1e-4, **shape):
-        folder = tmp_path / "runs" / f"{method}-{rate:g}-{seed}"
+    def add(method, seed, price, rate=1e-4, run=None, **shape):
+        folder = tmp_path / "runs" / f"{method}-{rate:g}-{seed}-{len(run or {})}"
         rows = trajectory(price, **shape)
-        return write_run(folder, method, seed, learning_rate=rate, trajectory=rows)
+        return write_run(folder, method, seed, learning_rate=rate, trajectory=rows, **(run or {}))
 
     return add
 
@@ -55,7 +55,7 @@ def test_methods_are_compared_at_equal_learning_by_seed(runs):
         for method, of in prices.items()
         for seed, price in enumerate(of)
     ]
-    drift_one, by_likelihood, drift_two, _, forgetting_two, _ = found(folders)
+    drift_one, by_likelihood, drift_two, _, forgetting_two, _, nll_two, _ = found(folders)
     assert [each.task for each in (drift_one, drift_two, forgetting_two)] == ["one", "two", "two"]
     assert drift_one.best == 1.0
     rows = texts(pair_table(drift_one))
@@ -73,6 +73,7 @@ def test_methods_are_compared_at_equal_learning_by_seed(runs):
     assert matched["SFT"][5].startswith("2.04 ±")
     lost = texts(matched_table(forgetting_two))
     assert lost["SDFT"][3].startswith("12.50")  # points, half of 25
+    assert texts(matched_table(nll_two))["SFT"][3].startswith("0.12")  # nats, half of 0.25
 
 
 def test_a_target_that_a_method_never_reached_has_no_price_and_no_difference(runs):
@@ -100,6 +101,51 @@ def test_a_rate_without_fresh_seeds_says_that_it_is_judged_where_it_was_chosen(r
     folders = [runs("SFT", 1, 3.0, rate=1e-4), runs("SFT", 1, 2.0, rate=5e-5)]
     [drift, *_] = found(folders)
     assert drift.chosen[0].how.endswith("on seeds 1, and compared on them too")
+
+
+def test_runs_from_the_starts_of_their_seeds_are_compared(runs, tmp_path):
+    """Runs of the second stage alone, each from a model whose path names its seed."""
+    folders = []
+    for method, price, lost in (("SDFT", 1.0, 0.1), ("SFT", 2.0, 0.5)):
+        for seed in (1, 2, 11):
+            model = f"runs/start_seed{seed}/exports/stage-1-one"
+            folder = runs(method, seed, price, run={"model": model, "first_stage": 1}, lost=lost)
+            lines = (folder / "trajectory.jsonl").read_text().splitlines()
+            (folder / "trajectory.jsonl").write_text("\n".join(lines[STEPS:]) + "\n")
+            folders.append(folder)
+    [comparison] = compare(map(read_run, folders))
+    assert comparison.model == "runs/start_seed*/exports/stage-1-one"
+    assert [len(group.runs) for group in comparison.groups] == [3, 3]
+    drift, _, forgetting, *_ = trade_offs(comparison)
+    name = "SDFT minus SFT at 100 % (most that all runs reached)"
+    assert texts(pair_table(drift))[name][0] == "-1.00"
+    assert texts(pair_table(forgetting))[name] == ["-40.00", "-40.00 to -40.00", "0.25", "3 of 3"]
+    write_report([comparison], tmp_path / "report")
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert "forgetting of earlier tasks since the stage's start, points" in page
+
+
+def test_methods_that_one_option_does_not_tell_apart_are_named_by_several(runs):
+    anchored = {"anchor": {"weight": 1.0}}
+    variants = [
+        {"on_policy_fraction": 0.0},
+        {"on_policy_fraction": 1.0},
+        {"on_policy_fraction": 0.0, **anchored},
+        {"on_policy_fraction": 1.0, **anchored},
+    ]
+    folders = []
+    for options in variants:
+        options = {"anchor": None, **options}
+        run = {"options": options, "teacher": f"{len(folders)}" * 30}
+        folder = runs("SDFT", 1, 1.0, rate=1e-4 * (1 + len(folders)), run=run)
+        folders.append(folder)
+    [drift, *_] = found(folders)
+    assert list(drift.points) == [
+        "SDFT (on_policy_fraction 0.0, no anchor.weight)",
+        "SDFT (on_policy_fraction 1.0, no anchor.weight)",
+        "SDFT (on_policy_fraction 0.0, anchor.weight 1.0)",
+        "SDFT (on_policy_fraction 1.0, anchor.weight 1.0)",
+    ]
 
 
 def test_the_page_has_the_figure_and_the_tables_or_says_what_is_missing(runs, tmp_path):
