@@ -162,9 +162,9 @@ def _run_and_leave(args: tuple[str, ...], log: Path) -> None:
             # torch replaces its thread pool at first use after a fork, which the threads that
             # load a model's weights would do at the same time.
             torch.set_num_threads(torch.get_num_threads())
-            import train
+            from command_line.continual_cli import main
 
-            train.main(list(args))
+            main(list(args))
             code = 0
         except SystemExit as leave:
             code = leave.code if isinstance(leave.code, int) else 1

@@ -1,5 +1,7 @@
+import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -7,6 +9,8 @@ import yaml
 import command_line
 from tests.child_runs import run, write_config
 from tests.conftest import write_rows
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -139,12 +143,39 @@ def test_the_help_of_ckpt_path_has_the_values_it_takes(config, tmp_path):
     assert "hpc" not in text
 
 
+def child(*command):
+    """Output and CPU-seconds of a Python process that imports this repository."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, *command], capture_output=True, check=True, cwd=ROOT)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = sum(getattr(after, kind) - getattr(before, kind) for kind in ("ru_utime", "ru_stime"))
+    return done.stdout.decode(), seconds
+
+
 def test_help_imports_nothing_heavy_that_lightning_does_not():
     program = (
         "import sys, command_line\n"
-        "try: command_line.main(['fit', '--help'])\n"
+        "sys.argv[1:] = ['fit', '--help']\n"
+        "try: command_line.run()\n"
         "except SystemExit: pass\n"
-        "print(sorted({'peft', 'datasets', 'lm_eval', 'pyarrow'} & {*sys.modules}))"
+        "print(sorted({'peft', 'datasets', 'lm_eval', 'pyarrow', 'pandas'} & {*sys.modules}))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
-    assert done.stdout.decode().splitlines()[-1] == "[]"
+    assert child("-c", program)[0].splitlines()[-1] == "[]"
+
+
+def test_commands_that_train_nothing_do_not_import_lightning():
+    program = (
+        "import sys, command_line.fetch_data, command_line.build_knowledge\n"
+        "print('lightning' in sys.modules)"
+    )
+    assert child("-c", program)[0] == "False\n"
+
+
+@pytest.mark.slow
+def test_help_takes_less_than_importing_lightning_does_by_itself():
+    pairs = [
+        (child("train.py", "fit", "--help")[1], child("-c", "import torch, lightning")[1])
+        for _ in range(3)
+    ]
+    ours, lightnings = map(min, zip(*pairs, strict=True))
+    assert ours < 0.9 * lightnings
