@@ -1,4 +1,4 @@
-"""The command ``sdft``. What a command needs is imported when it is called: Lightning takes long."""
+"""The command ``sdft``. A command's code is imported when it is called: Lightning takes long."""
 
 from __future__ import annotations
 
