@@ -66,8 +66,7 @@ class ContinualDataModule(TaskReading):
             examples_per_stage=1 if examples_per_stage is None else examples_per_stage,
         )
         _check_shares(replay_fraction, min_agreement)
-        _check_replay(tasks, replay_fraction)
-        _check_trained(num_trained_tasks, len(tasks))
+        _check_stages(tasks, replay_fraction, num_trained_tasks)
         super().__init__(tasks, tokenizer, seed=seed, **reading)
         self.eval_batch_size = eval_batch_size
         self.min_agreement = min_agreement
@@ -204,16 +203,13 @@ def _check_shares(replay_fraction: float, min_agreement: float) -> None:
         raise ValueError(f"data.min_agreement is {min_agreement}; it must lie in [0, 1)")
 
 
-def _check_trained(num_trained: int, num_tasks: int) -> None:
-    if not 0 <= num_trained < max(num_tasks, 1):
+def _check_stages(specs: Sequence[TaskSpec], replay_fraction: float, num_trained: int) -> None:
+    """Refuse to train no task, and to mix rows with and without demonstrations in a batch."""
+    if not 0 <= num_trained < max(len(specs), 1):
         raise ValueError(
-            f"data.num_trained_tasks is {num_trained}, and there are {num_tasks} tasks; it must be "
-            f"from 0 to {num_tasks - 1}, so that one is left to train on"
+            f"data.num_trained_tasks is {num_trained}, and there are {len(specs)} tasks; it must "
+            f"be from 0 to {len(specs) - 1}, so that one is left to train on"
         )
-
-
-def _check_replay(specs: Sequence[TaskSpec], replay_fraction: float) -> None:
-    """Refuse to mix rows with and without demonstrations in a batch."""
     for spec in specs:
         if spec.prompts_only and replay_fraction:
             raise ValueError(

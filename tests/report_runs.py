@@ -44,7 +44,32 @@ def write_run(
 ) -> Path:
     """A run's directory; ``parts`` adds all that need not be there."""
     folder.mkdir(parents=True)
-    rows = [
+    rows = stage_rows(tasks, matrix, first_stage)
+    record = {"method": method, "model": model, "tasks": tasks, "rows": rows, "test": None}
+    if parts:
+        record["test"] = {"accuracy": dict.fromkeys(tasks, 0.5), "global_step": 10}
+        write_parts(folder, tasks[0], len(matrix), answer)
+        trajectory = trajectory or short_trajectory(tasks)
+    if trajectory:
+        lines = "".join(json.dumps(row) + "\n" for row in trajectory)
+        (folder / "trajectory.jsonl").write_text(lines)
+    own = {"learning_rate": learning_rate, "teacher": teacher, **(options or {})}
+    config = {
+        "seed_everything": seed,
+        "run_dir": str(folder),
+        "model": {"init_args": {"pretrained": model, **own}},
+        "trainer": {"default_root_dir": str(folder), "logger": [{"save_dir": str(folder)}]},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "retention.json").write_text(json.dumps(record))
+    return folder
+
+
+def stage_rows(
+    tasks: tuple[str, ...], matrix: tuple[tuple[float | None, ...], ...], first_stage: int
+) -> list[dict[str, object]]:
+    """The rows of ``retention.json``, from a stage on."""
+    return [
         {
             "stage": stage,
             "after": tasks[stage - 1] if stage else None,
@@ -54,30 +79,6 @@ def write_run(
         for stage, row in enumerate(matrix)
         if stage >= first_stage
     ]
-    record = {"method": method, "model": model, "tasks": tasks, "rows": rows, "test": None}
-    if parts:
-        record["test"] = {"accuracy": dict.fromkeys(tasks, 0.5), "global_step": 10}
-        write_parts(folder, tasks[0], len(matrix), answer)
-        trajectory = trajectory or short_trajectory(tasks)
-    if trajectory:
-        lines = "".join(json.dumps(row) + "\n" for row in trajectory)
-        (folder / "trajectory.jsonl").write_text(lines)
-    config = {
-        "seed_everything": seed,
-        "run_dir": str(folder),
-        "model": {
-            "init_args": {
-                "pretrained": model,
-                "learning_rate": learning_rate,
-                "teacher": teacher,
-                **(options or {}),
-            }
-        },
-        "trainer": {"default_root_dir": str(folder), "logger": [{"save_dir": str(folder)}]},
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "retention.json").write_text(json.dumps(record))
-    return folder
 
 
 def short_trajectory(tasks: tuple[str, ...]) -> list[dict[str, object]]:

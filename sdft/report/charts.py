@@ -24,6 +24,7 @@ from sdft.report.comparison import (
     Measure,
     accuracy_at,
     capability,
+    capability_before,
     common_suites,
 )
 from sdft.report.panels import GRID, PANEL_HEIGHT, Chart, Panel
@@ -93,7 +94,7 @@ def capability_chart(comparison: Comparison) -> Chart:
         "right is better; no method lies beyond the line of the Pareto front. Bars are 95 % "
         "intervals over seeds."
     )
-    before = Estimate.of(capability(run, suites, stage=0) for run in comparison.runs)
+    before = Estimate.of(capability_before(run, suites) for run in comparison.runs)
     panel = Panel(
         "New tasks against prior capabilities",
         "; ".join(f"{each.name}: {each.described()}" for each in points),

@@ -231,6 +231,11 @@ class GainScale:
         return measure
 
 
+def capability_before(run: Run, suites: list[str]) -> float | None:
+    """Mean score on the suites before the run's training."""
+    return capability(run, suites, run.first_stage)
+
+
 def common_suites(comparison: Comparison) -> list[str]:
     """The suites that all runs share, of those with prior capabilities after the last stage."""
     ends = [row for run in comparison.runs if (row := _suites(run, len(run.tasks)))]

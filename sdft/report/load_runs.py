@@ -13,14 +13,17 @@ from typing import Any
 from torch import Tensor
 
 from sdft.evaluation.retention_record import StageRow, matrix_from_rows
+from sdft.report.trajectory_rows import TrajectoryRow, read_trajectory
 from sdft.runs.file_values import (
     CONTROL,
     amount,
+    finite,
     member,
     of_kind,
     read_json,
     read_yaml,
     share,
+    shares,
     text,
 )
 from sdft.runs.jsonl import read_records
@@ -57,17 +60,6 @@ class StageAnswer:
     score: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class TrajectoryRow:
-    """What one line of ``trajectory.jsonl`` measured inside a stage."""
-
-    task: str
-    step: int
-    accuracy: Shares
-    demonstration_nll: Mapping[str, float | None]
-    general_drift: float | None
-
-
 @dataclass(frozen=True)
 class Run:
     """The content of one run's directory; None for an absent file.
@@ -86,6 +78,7 @@ class Run:
         pass_at_k: Task -> k -> pass@k.
         answers: The same validation prompts answered at every stage.
         trajectory: The measurements within the stages, in order.
+        margins: Stage -> suite of prior capabilities -> margin of each row (``margins.py``).
     """
 
     name: str
@@ -101,6 +94,13 @@ class Run:
     pass_at_k: Mapping[str, Mapping[int, float | None]] | None = None
     answers: tuple[StageAnswer, ...] | None = None
     trajectory: tuple[TrajectoryRow, ...] | None = None
+    margins: Mapping[int, Mapping[str, Sequence[float]]] | None = None
+
+    @property
+    def first_stage(self) -> int:
+        """The row of the matrix before training; above 0 if tasks were trained before the run."""
+        measured = (~self.matrix.isnan()).any(dim=1).nonzero().flatten()
+        return int(measured[0]) if measured.numel() else 0
 
 
 def read_run(folder: Path) -> Run:
@@ -149,7 +149,7 @@ def _matrix(record: Mapping[str, Any]) -> tuple[tuple[str, ...], Tensor]:
                 "stage": member(row, "stage", int, f"{where}: "),
                 "after": None if after is None else text(after, f"'after' of {where}"),
                 "global_step": 0,
-                "accuracy": _shares(member(row, "accuracy", dict, f"{where}: "), where),
+                "accuracy": shares(member(row, "accuracy", dict, f"{where}: "), where),
             }
         )
     return tasks, matrix_from_rows(tasks, rows)
@@ -160,7 +160,7 @@ def _test(record: Mapping[str, Any]) -> Shares | None:
     if test is None:
         return None
     accuracy = member(of_kind(test, dict, "'test'"), "accuracy", dict, "'test': ")
-    return _shares(accuracy, "'accuracy' of 'test'")
+    return shares(accuracy, "'accuracy' of 'test'")
 
 
 def _of_any_seed(model: str, seed: object) -> str:
@@ -193,13 +193,6 @@ def _leaves(value: object, name: str = "") -> Iterator[tuple[str, str]]:
         yield name.translate(CONTROL), str(value).translate(CONTROL)
 
 
-def _shares(members: Mapping[str, Any], where: str) -> Shares:
-    """Accuracies by name, each from 0 to 1, or None for what was not measured."""
-    return {
-        text(name, where): share(item, f"{name!r} in {where}") for name, item in members.items()
-    }
-
-
 def _cost(path: Path) -> dict[str, float | None]:
     """The sums of ``cost.json``, with seconds and FLOPs over all phases."""
     record = read_json(path)
@@ -223,7 +216,23 @@ def _capabilities(path: Path) -> dict[int, Shares]:
     for place, row in enumerate(member(read_json(path), "rows", list, f"{path}: ")):
         where = f"{path}: row {place}"
         stage = member(of_kind(row, dict, where), "stage", int, f"{where}: ")
-        result[stage] = _shares(member(row, "scores", dict, f"{where}: "), where)
+        result[stage] = shares(member(row, "scores", dict, f"{where}: "), where)
+    return result
+
+
+def _margins(path: Path) -> dict[int, dict[str, list[float]]]:
+    """The margin of every row of each suite that has margins, by stage."""
+    result = {}
+    for place, row in enumerate(member(read_json(path), "rows", list, f"{path}: ")):
+        where = f"{path}: row {place}: 'margins'"
+        by_suite = of_kind(row.get("margins", {}), dict, where)
+        result[row["stage"]] = {
+            text(suite, where): [
+                finite(each, f"{where} of {suite!r}")
+                for each in of_kind(values, list, f"{where} of {suite!r}")
+            ]
+            for suite, values in by_suite.items()
+        }
     return result
 
 
@@ -272,30 +281,12 @@ def _count(digits: str, where: str, least: int = 1) -> int:
     return int(digits)
 
 
-def _trajectory(path: Path) -> tuple[TrajectoryRow, ...]:
-    """The rows of ``trajectory.jsonl``."""
-    return tuple(
-        TrajectoryRow(
-            task=text(member(record, "task", str, f"{where}: "), f"{where}: 'task'"),
-            step=member(record, "step", int, f"{where}: "),
-            accuracy=_shares(member(record, "accuracy", dict, f"{where}: "), where),
-            demonstration_nll={
-                text(name, where): amount(value, f"{where}: {name!r}")
-                for name, value in of_kind(
-                    record.get("demonstration_nll", {}), dict, f"{where}: 'demonstration_nll'"
-                ).items()
-            },
-            general_drift=amount(record.get("general_drift"), f"{where}: 'general_drift'"),
-        )
-        for where, record in read_records(path)
-    )
-
-
 OPTIONAL_PARTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "cost": ("cost.json", _cost),
     "capabilities": ("capabilities.json", _capabilities),
+    "margins": ("capabilities.json", _margins),
     "pass_at_k": ("pass_at_k.json", _pass_at_k),
     "answers": ("answers", _answers),
-    "trajectory": ("trajectory.jsonl", _trajectory),
+    "trajectory": ("trajectory.jsonl", read_trajectory),
 }
 """Field of a run -> its file or folder, and what reads it."""

@@ -68,7 +68,15 @@ def best_learning(trajectories: Iterable[Sequence[Point]]) -> float:
     return statistics.fmean(best) if best else 0.0
 
 
-def choose_rate(pilots: Mapping[float, Sequence[Sequence[Point]]], target: float) -> float:
+@dataclass(frozen=True, slots=True)
+class ChosenRate:
+    """A method's learning rate, and whether it reached the target at which it was chosen."""
+
+    rate: float
+    reached: bool
+
+
+def choose_rate(pilots: Mapping[float, Sequence[Sequence[Point]]], target: float) -> ChosenRate:
     """Choose a method's learning rate by a rule fixed before the runs that are compared.
 
     Of the rates at which most pilot runs reach the target, the one with the least mean price
@@ -89,8 +97,8 @@ def choose_rate(pilots: Mapping[float, Sequence[Sequence[Point]]], target: float
         if 2 * len(reached) > len(trajectories):
             prices[rate] = statistics.fmean(reached)
     if prices:
-        return min(prices, key=lambda rate: (prices[rate], rate))
-    return max(pilots, key=lambda rate: (best_learning(pilots[rate]), -rate))
+        return ChosenRate(min(prices, key=lambda rate: (prices[rate], rate)), True)
+    return ChosenRate(max(pilots, key=lambda rate: (best_learning(pilots[rate]), -rate)), False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from sdft.report.charts import capability_chart, gain_chart, pass_at_k_chart, re
 from sdft.report.comparison import Comparison, capability, common_suites
 from sdft.report.load_runs import Run
 from sdft.report.panels import Chart, files_of, inline_svg, panel_svg
+from sdft.report.prior_change import prior_tables
 from sdft.report.tables import (
     capability_table,
     cost_table,
@@ -98,6 +99,7 @@ def _environment(
 def _section(comparison: Comparison, place: int, show_rows: bool) -> dict[str, Any]:
     """The values that the templates show of one comparison."""
     charts = [draw(comparison) for draw in CHARTS]
+    found = trade_offs(comparison)
     return {
         "comparison": comparison,
         "place": place,
@@ -108,9 +110,8 @@ def _section(comparison: Comparison, place: int, show_rows: bool) -> dict[str, A
         "gain": gain_table(comparison),
         "capabilities": capability_table(comparison),
         "cost": cost_table(comparison),
-        "trade_offs": [
-            (each.task, [matched_table(each), pair_table(each)]) for each in trade_offs(comparison)
-        ],
+        "trade_offs": [(each.task, [matched_table(each), pair_table(each)]) for each in found],
+        "prior_changes": prior_tables(comparison, found),
         "charts": {chart.name: _drawn(chart, place) for chart in charts if chart.panels},
         "show_rows": show_rows,
         "prompts": prompts_of(comparison) if show_rows else (),

@@ -17,6 +17,7 @@ from sdft.report.comparison import (
     Measure,
     accuracy_at,
     capability,
+    capability_before,
     common_suites,
     held_out_accuracy,
 )
@@ -105,7 +106,7 @@ def capability_table(comparison: Comparison) -> Table:
     """Accuracy on the suites of prior capabilities, before training and at the end."""
     suites = common_suites(comparison)
     sets = [*([suite] for suite in suites), suites]
-    before = [[capability(run, each, stage=0) for run in comparison.runs] for each in sets]
+    before = [[capability_before(run, each) for run in comparison.runs] for each in sets]
     rows = [("before training", [percent(each) for each in before])]
     for group in comparison.groups:
         after = [group.values(partial(capability, suites=each)) for each in sets]

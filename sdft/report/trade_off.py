@@ -1,17 +1,18 @@
 """Computes the price of learning in a comparison, by method and learning rate.
 
 A method is all runs with the same settings except the learning rate. Every run with a trajectory
-counts; the definitions are those of :mod:`sdft.report.matched_learning`.
+counts; the definitions are those of :mod:`sdft.report.matched_learning`. A method has one learning
+rate for each task, whatever price is compared: the one with the least drift at a fraction of the
+best accuracy.
 """
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sdft.report.comparison import Comparison, difference_label
-from sdft.report.load_runs import Run, TrajectoryRow
+from sdft.report.load_runs import Run
 from sdft.report.matched_learning import (
     TARGET_SHARES,
     Point,
@@ -19,6 +20,7 @@ from sdft.report.matched_learning import (
     choose_rate,
     price_at,
 )
+from sdft.report.trajectory_rows import LEARNINGS, PRICES, Learning, Price
 
 RATE = "model.init_args.learning_rate"
 CHOOSING_SHARE = 0.7
@@ -45,103 +47,34 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Learning:
-    """A measure of how much of a task was learned.
-
-    Args:
-        name: As in "at equal accuracy".
-        unit: Unit of the displayed values.
-        scale: Factor from a value to the displayed one.
-        of: (rows of the stage so far, task) -> the learning; None if not measured.
-    """
-
-    name: str
-    unit: str
-    scale: float
-    of: Callable[[Sequence[TrajectoryRow], str], float | None]
-
-    def shown(self, value: float) -> str:
-        """A value with its unit."""
-        return f"{self.scale * value:.{0 if self.scale > 1 else 2}f} {self.unit}"
-
-
-def _accuracy(rows: Sequence[TrajectoryRow], task: str) -> float | None:
-    return rows[-1].accuracy.get(task)
-
-
-def _likelihood(rows: Sequence[TrajectoryRow], task: str) -> float | None:
-    before, now = (row.demonstration_nll.get(task) for row in (rows[0], rows[-1]))
-    return None if before is None or now is None else before - now
-
-
-LEARNINGS = (
-    Learning("accuracy", "%", 100, _accuracy),
-    Learning("gain in log-likelihood of the demonstrations", "nats a token", 1, _likelihood),
-)
-
-
-@dataclass(frozen=True)
-class Price:
-    """A price of learning a task.
-
-    Args:
-        name: Its name, with its unit.
-        of: (rows of the stage so far, tasks before it) -> the price; None if not measured.
-        needs_earlier: Whether it concerns tasks that were trained before.
-    """
-
-    name: str
-    of: Callable[[Sequence[TrajectoryRow], Sequence[str]], float | None]
-    needs_earlier: bool = False
-
-
-def _drift(rows: Sequence[TrajectoryRow], _: Sequence[str]) -> float | None:
-    return rows[-1].general_drift
-
-
-def _forgetting(rows: Sequence[TrajectoryRow], earlier: Sequence[str]) -> float | None:
-    rise = _mean_rise(rows[0].accuracy, rows[-1].accuracy, earlier)
-    return None if rise is None else -100 * rise
-
-
-def _likelihood_lost(rows: Sequence[TrajectoryRow], earlier: Sequence[str]) -> float | None:
-    return _mean_rise(rows[0].demonstration_nll, rows[-1].demonstration_nll, earlier)
-
-
-def _mean_rise(
-    before: Mapping[str, float | None], after: Mapping[str, float | None], tasks: Sequence[str]
-) -> float | None:
-    """Mean over tasks of the rise of a measure; None if a task was not measured."""
-    pairs = [(before.get(task), after.get(task)) for task in tasks]
-    rises = [now - then for then, now in pairs if then is not None and now is not None]
-    return statistics.fmean(rises) if rises and len(rises) == len(tasks) else None
-
-
-PRICES = (
-    Price("drift on general prompts, nats per token", _drift),
-    Price("forgetting of earlier tasks since the stage's start, points", _forgetting, True),
-    Price(
-        "rise of the NLL of earlier tasks' demonstrations since the stage's start, nats per token",
-        _likelihood_lost,
-        True,
-    ),
-)
-
-
-@dataclass(frozen=True)
-class ChosenMethod:
-    """A method at the learning rate that was chosen for it.
+class Choice:
+    """A method's learning rate for a task, and the seeds to compare it on.
 
     Args:
         label: The method's label.
         rate: The learning rate.
         how: The rule by which it was chosen, and the seeds.
-        trajectories: Seed used for the comparison -> trajectory at that rate.
+        runs: Seed -> run at that rate, of the seeds to compare on.
+        fresh: Whether these are other seeds than those that chose the rate.
     """
 
     label: str
     rate: float
     how: str
+    runs: Mapping[int, Run]
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class ChosenMethod:
+    """The trajectories of a method at its learning rate.
+
+    Args:
+        choice: The rate, and how it was chosen.
+        trajectories: Seed used for the comparison -> trajectory at that rate.
+    """
+
+    choice: Choice
     trajectories: Mapping[int, Sequence[Point]]
 
     def prices(self, target: float) -> dict[int, float | None]:
@@ -186,13 +119,16 @@ class TradeOff:
 def trade_offs(comparison: Comparison) -> list[TradeOff]:
     """A trade-off for every task, price and measure of learning in the runs' trajectories."""
     methods = _methods(comparison)
-    found = (
-        _trade_off(methods, comparison.tasks[: stage + 1], learning, price)
-        for stage in range(len(comparison.tasks))
-        for price in PRICES
-        for learning in LEARNINGS
-        if stage or not price.needs_earlier
-    )
+    found: list[TradeOff | None] = []
+    for stage in range(len(comparison.tasks) if methods else 0):
+        tasks = comparison.tasks[: stage + 1]
+        choices = _choices(methods, tasks)
+        found += [
+            _trade_off(methods, choices, tasks, learning, price)
+            for price in PRICES
+            for learning in LEARNINGS
+            if stage or not price.needs_earlier
+        ]
     return [each for each in found if each is not None]
 
 
@@ -227,48 +163,71 @@ def _points(run: Run, tasks: Sequence[str], learning: Learning, price: Price) ->
     return points
 
 
+ByRate = Mapping[float, Mapping[int, Sequence[Point]]]
+
+
+def _by_rate(method: Method, tasks: Sequence[str], learning: Learning, price: Price) -> ByRate:
+    """Learning rate -> seed -> points."""
+    return {
+        rate: {seed: _points(run, tasks, learning, price) for seed, run in runs.items()}
+        for rate, runs in method.runs.items()
+    }
+
+
+def _best(methods: Sequence[ByRate]) -> float:
+    """The highest mean over seeds that any method learned at any rate."""
+    every_rate = [runs.values() for by_rate in methods for runs in by_rate.values()]
+    return max(map(best_learning, every_rate), default=0.0)
+
+
 def _trade_off(
-    methods: Sequence[Method], tasks: Sequence[str], learning: Learning, price: Price
+    methods: Sequence[Method],
+    choices: Sequence[Choice],
+    tasks: Sequence[str],
+    learning: Learning,
+    price: Price,
 ) -> TradeOff | None:
-    by_method = [
-        {
-            rate: {seed: _points(run, tasks, learning, price) for seed, run in runs.items()}
-            for rate, runs in method.runs.items()
-        }
-        for method in methods
-    ]
-    every_rate = [list(runs.values()) for rates in by_method for runs in rates.values()]
-    best = max(map(best_learning, every_rate), default=0.0)
-    measured = any(
-        point.price is not None for runs in every_rate for points in runs for point in points
-    )
-    if best <= 0 or not measured:
-        return None
+    by_method = [_by_rate(method, tasks, learning, price) for method in methods]
+    best = _best(by_method)
     points = {
         method.label: [each for runs in rates.values() for each in runs.values()]
         for method, rates in zip(methods, by_method, strict=True)
     }
-    chosen = [_chosen(*each, best) for each in zip(methods, by_method, strict=True)]
+    every = (point for of in points.values() for each in of for point in each)
+    if best <= 0 or all(point.price is None for point in every):
+        return None
+    chosen = [
+        ChosenMethod(choice, {seed: rates[choice.rate][seed] for seed in choice.runs})
+        for choice, rates in zip(choices, by_method, strict=True)
+    ]
     return TradeOff(tasks[-1], learning, price.name, points, best, chosen)
 
 
-def _chosen(
-    method: Method, rates: Mapping[float, Mapping[int, Sequence[Point]]], best: float
-) -> ChosenMethod:
-    """The method's rate, and the seeds to compare on: other than those that chose it, if any."""
+def _choices(methods: Sequence[Method], tasks: Sequence[str]) -> list[Choice]:
+    """Every method's rate: by drift at equal accuracy, or likelihood where no run has any."""
+    drift = PRICES[0]
+    for learning in LEARNINGS:
+        by_method = [_by_rate(method, tasks, learning, drift) for method in methods]
+        if (best := _best(by_method)) > 0:
+            break
+    return [_choice(*each, best, learning) for each in zip(methods, by_method, strict=True)]
+
+
+def _choice(method: Method, rates: ByRate, best: float, learning: Learning) -> Choice:
     if len(rates) == 1:
-        [(rate, by_seed)] = rates.items()
-        return ChosenMethod(method.label, rate, "the only one run", by_seed)
+        [(rate, runs)] = method.runs.items()
+        return Choice(method.label, rate, "the only one run", runs, True)
     pilots = method.pilot_seeds() or {seed for by_seed in rates.values() for seed in by_seed}
     choosing = {
         rate: [points for seed, points in by_seed.items() if seed in pilots]
         for rate, by_seed in rates.items()
     }
-    rate = choose_rate(choosing, CHOOSING_SHARE * best)
-    fresh = {seed: points for seed, points in rates[rate].items() if seed not in pilots}
-    how = f"cheapest of {len(rates)} at {CHOOSING_SHARE:.0%} of the best, on seeds " + ", ".join(
-        map(str, sorted(pilots))
-    )
+    found = choose_rate(choosing, CHOOSING_SHARE * best)
+    target = f"{CHOOSING_SHARE:.0%} of the best {learning.name}"
+    rule = f"least drift at {target}" if found.reached else f"most learned: none reached {target}"
+    how = f"{rule}, of {len(rates)} rates on seeds {', '.join(map(str, sorted(pilots)))}"
+    runs = method.runs[found.rate]
+    fresh = {seed: run for seed, run in runs.items() if seed not in pilots}
     if not fresh:
-        how += ", and compared on them too"
-    return ChosenMethod(method.label, rate, how, fresh or rates[rate])
+        how += ", and shown on them too"
+    return Choice(method.label, found.rate, how, fresh or runs, bool(fresh))

@@ -15,22 +15,24 @@ from sdft.report.comparison import Comparison
 from sdft.report.matched_learning import PairedDifference, best_learning, paired_difference
 from sdft.report.panels import Chart, Panel
 from sdft.report.tables import Cell, Table
-from sdft.report.trade_off import LEARNINGS, TradeOff, trade_offs
+from sdft.report.trade_off import TradeOff, trade_offs
+from sdft.report.trajectory_rows import LEARNINGS
 
 NOT_REACHED = "not reached"
+CHOSE = "only seeds that chose a rate"
 
 
 def matched_table(trade_off: TradeOff) -> Table:
     """A row per method: its rate, and its price at each target."""
     rows = []
     for method in trade_off.chosen:
-        cells = [Cell(f"{method.rate:g}"), Cell(method.how)]
+        cells = [Cell(f"{method.choice.rate:g}"), Cell(method.choice.how)]
         most = best_learning(method.trajectories.values())
         cells.append(Cell(trade_off.learning.shown(most)))
         for target in trade_off.targets.values():
             prices = list(method.prices(target).values())
             cells.append(Cell(_price(prices)))
-        rows.append((method.label, cells))
+        rows.append((method.choice.label, cells))
     columns = ["learning rate", "chosen as", "most learned", *trade_off.targets]
     return Table(_corner(trade_off), columns, rows)
 
@@ -53,7 +55,10 @@ def pair_table(trade_off: TradeOff) -> Table:
     for one, other in itertools.combinations(trade_off.chosen, 2):
         for name, target in trade_off.targets.items():
             difference = paired_difference(one.prices(target), other.prices(target))
-            rows.append((f"{one.label} minus {other.label} at {name}", list(_cells(difference))))
+            fresh = one.choice.fresh and other.choice.fresh
+            cells = list(_cells(difference)) if fresh else [Cell(CHOSE), *[Cell("")] * 3]
+            names = f"{one.choice.label} minus {other.choice.label}"
+            rows.append((f"{names} at {name}", cells))
     columns = ["difference", "95 % interval (bootstrap over seeds)", "p (sign flips)", "seeds"]
     return Table(f"difference in {_corner(trade_off)}", columns, rows)
 

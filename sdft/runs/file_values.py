@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,6 +83,21 @@ def share(value: object, where: str) -> float | None:
     if number is not None and number > 1:
         raise ValueError(f"{where} is {number}; it must lie between 0 and 1, or be null")
     return number
+
+
+def finite(value: object, where: str) -> float:
+    """A finite number of either sign."""
+    number = float(str(value)) if type(value) is int else of_kind(value, float, where)
+    if not math.isfinite(number):
+        raise ValueError(f"{where} is {number}; it must be a finite number")
+    return number
+
+
+def shares(members: Mapping[str, Any], where: str) -> dict[str, float | None]:
+    """Accuracies by name, each from 0 to 1, or None for what was not measured."""
+    return {
+        text(name, where): share(item, f"{name!r} in {where}") for name, item in members.items()
+    }
 
 
 def amount(value: object, where: str) -> float | None:

@@ -216,30 +216,36 @@ def test_a_stopped_study_lets_its_run_save_and_then_continues(tmp_path):
     assert not (tmp_path / "runs" / "sft_seed2").exists()
 
 
-@pytest.mark.slow
-def test_runs_begin_from_their_start_and_wait_for_it_over_kills_and_failures(tmp_path):
-    config = write_config(tmp_path, "SFTModule")
+def study_of_two_stages(folder, export="stage-1-one"):
+    """A start on the first task and two arms on the second; start and one arm are killed once."""
+    config = write_config(folder, "SFTModule")
     both = yaml.safe_load(config.read_text())
-    first = tmp_path / "first.yaml"
+    first = folder / "first.yaml"
     one = {**both, "data": {**both["data"], "tasks": both["data"]["tasks"][:1]}}
     first.write_text(yaml.safe_dump(one), "utf-8")
-    kill = {
-        "trainer.callbacks+": "tests.child_runs.KillAt",
-        "trainer.callbacks.hook": "on_train_batch_start",
-        "trainer.callbacks.step": 1,
-        "trainer.callbacks.number": int(signal.SIGKILL),
-    }
     saving = {"checkpoint.every_n_steps": 1}
 
-    def marked(name):
-        return {**saving, **kill, "trainer.callbacks.marker": str(tmp_path / name)}
+    def killed(name):
+        return {
+            **saving,
+            "trainer.callbacks+": "tests.child_runs.KillAt",
+            "trainer.callbacks.hook": "on_train_batch_start",
+            "trainer.callbacks.step": 1,
+            "trainer.callbacks.number": int(signal.SIGKILL),
+            "trainer.callbacks.marker": str(folder / name),
+        }
 
-    start = {"config": [str(first)], "options": marked("a"), "export": "stage-1-one"}
+    start = {"config": [str(first)], "options": killed("a"), "export": export}
     tracking = {"trajectory.every_n_steps": 1, "trajectory.num_prompts": 2}
     shared = {**saving, "data.num_trained_tasks": 1, **tracking}
-    arms = {"killed": {"options": {**shared, **marked("b")}}, "plain": {"options": shared}}
-    study = write_study(tmp_path, [{"seeds": [1]}], arms, [config], start)
-    runs, runner = read_study(study), Runner(tmp_path / "runs", jobs=2)
+    arms = {"killed": {"options": {**shared, **killed("b")}}, "plain": {"options": shared}}
+    return write_study(folder, [{"seeds": [1]}], arms, [config], start)
+
+
+@pytest.mark.slow
+def test_runs_begin_from_their_start_and_wait_for_it_over_kills_and_failures(tmp_path):
+    runs = read_study(study_of_two_stages(tmp_path))
+    runner = Runner(tmp_path / "runs", jobs=2)
     assert runner.run(runs) == ["start_seed1", "killed_seed1", "plain_seed1"]
     assert not (runner.folder / "plain_seed1").exists()
     assert runner.run(runs) == ["killed_seed1"], runner.log("plain_seed1").read_text()
@@ -259,8 +265,5 @@ def test_runs_begin_from_their_start_and_wait_for_it_over_kills_and_failures(tmp
     ]
     assert told[1][0]["after"] == "one"
     assert told[1][0]["accuracy"]["one"] == told[0][1]["accuracy"]["one"]
-    changed = read_study(
-        write_study(tmp_path, [{"seeds": [1]}], arms, [config], {**start, "export": "stage-2-two"})
-    )
     with pytest.raises(ValueError, match="was made by another command"):
-        runner.run(changed)
+        runner.run(read_study(study_of_two_stages(tmp_path, export="stage-2-two")))

@@ -1,6 +1,7 @@
 import pytest
 
 from sdft.report.matched_learning import (
+    ChosenRate,
     Point,
     best_learning,
     choose_rate,
@@ -54,13 +55,16 @@ def test_best_learning_is_the_mean_of_each_runs_highest():
 def test_the_rate_that_reaches_the_target_most_cheaply_is_chosen():
     cheap = [Point(0.0, 0.0), Point(0.6, 0.1)]
     never = [Point(0.0, 0.0), Point(0.4, 0.0)]
-    assert choose_rate({1e-5: [never], 2e-5: [cheap], 5e-5: [RISING]}, 0.5) == 2e-5
+    assert choose_rate({1e-5: [never], 2e-5: [cheap], 5e-5: [RISING]}, 0.5) == ChosenRate(
+        2e-5, True
+    )
     # One of two seeds is not most of them.
-    assert choose_rate({2e-5: [cheap, never], 5e-5: [RISING, RISING]}, 0.5) == 5e-5
+    assert choose_rate({2e-5: [cheap, never], 5e-5: [RISING, RISING]}, 0.5).rate == 5e-5
 
 
 def test_without_a_rate_that_reaches_the_target_the_one_that_learns_most_is_chosen():
-    assert choose_rate({1e-5: [[Point(0.1, 0.0)]], 2e-5: [[Point(0.3, 9.0)]]}, 0.5) == 2e-5
+    pilots = {1e-5: [[Point(0.1, 0.0)]], 2e-5: [[Point(0.3, 9.0)]]}
+    assert choose_rate(pilots, 0.5) == ChosenRate(2e-5, False)
     with pytest.raises(ValueError, match="no learning rates"):
         choose_rate({}, 0.5)
 

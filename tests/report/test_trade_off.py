@@ -1,8 +1,11 @@
 """The section on what learning costs, on made-up runs whose prices are known."""
 
+import json
+
 import pytest
 
 from sdft.report import compare, read_run, write_report
+from sdft.report.prior_change import prior_tables
 from sdft.report.trade_off import trade_offs
 from sdft.report.trade_off_section import matched_table, pair_table
 from tests.report_runs import write_run
@@ -91,16 +94,42 @@ def test_a_rate_is_chosen_on_pilot_seeds_and_judged_on_others(runs):
     folders += [runs("SFT", seed, 7.0, rate=5e-5) for seed in (2, 3)]
     [drift, *_] = found(folders)
     [method] = drift.chosen
-    assert method.rate == 5e-5
+    assert method.choice.rate == 5e-5
     assert set(method.trajectories) == {2, 3}
-    assert method.how == "cheapest of 2 at 70% of the best, on seeds 1"
+    rule = "least drift at 70% of the best accuracy, of 2 rates on seeds 1"
+    assert texts(matched_table(drift))["SFT"][:2] == ["5e-05", rule]
     assert len(drift.points["SFT"]) == 4
 
 
 def test_a_rate_without_fresh_seeds_says_that_it_is_judged_where_it_was_chosen(runs):
     folders = [runs("SFT", 1, 3.0, rate=1e-4), runs("SFT", 1, 2.0, rate=5e-5)]
+    folders += [runs("SDFT", 1, 1.0)]
     [drift, *_] = found(folders)
-    assert drift.chosen[0].how.endswith("on seeds 1, and compared on them too")
+    assert drift.chosen[0].choice.how.endswith("on seeds 1, and shown on them too")
+    assert all(
+        cells[0] == "only seeds that chose a rate" for cells in texts(pair_table(drift)).values()
+    )
+
+
+def test_a_rate_is_the_same_for_every_price_and_chosen_by_drift(runs):
+    """The rate that drifts least forgets most here; forgetting does not choose."""
+    folders = [runs("SFT", 1, 1.0, rate=1e-5, lost=0.5), runs("SFT", 1, 2.0, rate=1e-4, lost=0.1)]
+    folders += [runs("SFT", seed, 1.0, rate=rate) for seed in (2, 3) for rate in (1e-5,)]
+    chosen = [method.choice.rate for each in found(folders) for method in each.chosen]
+    assert len(chosen) == 8
+    assert set(chosen) == {1e-5}
+
+
+def test_a_method_that_never_reaches_the_share_says_by_what_its_rate_was_chosen(runs):
+    folders = [runs("SDFT", 1, 1.0, rate=1e-5, reach=0.2), runs("SDFT", 1, 9.0, reach=0.5)]
+    folders += [runs("SDFT", 2, 9.0, reach=0.5), runs("SFT", 2, 1.0)]
+    [drift, *_] = found(folders)
+    cells = texts(matched_table(drift))["SDFT"]
+    assert cells[0] == "0.0001"
+    assert cells[1] == (
+        "most learned: none reached 70% of the best accuracy, of 2 rates on seeds 1"
+    )
+    assert cells[4] == "not reached (0 of 1 seeds)"
 
 
 def test_runs_from_the_starts_of_their_seeds_are_compared(runs, tmp_path):
@@ -123,6 +152,48 @@ def test_runs_from_the_starts_of_their_seeds_are_compared(runs, tmp_path):
     write_report([comparison], tmp_path / "report")
     page = (tmp_path / "report" / "report.md").read_text()
     assert "forgetting of earlier tasks since the stage's start, points" in page
+
+
+def with_margins(folder, start, end):
+    """Margins of two suites before training and after the first task."""
+    halves = [
+        {"stage": stage, "scores": {}, "margins": {"mmlu": rows[:2], "hellaswag": rows[2:]}}
+        for stage, rows in enumerate((start, end))
+    ]
+    (folder / "capabilities.json").write_text(json.dumps({"rows": halves}))
+    return folder
+
+
+def test_prior_capabilities_are_compared_at_equal_learning_row_by_row(runs, tmp_path):
+    folders = []
+    for seed, base in ((1, 0.0), (2, 5.0)):  # what a row begins with does not matter
+        start = [base, base + 1.0, base - 1.0]
+        for method, losses, reach in (
+            ("SDFT", (0.0, 0.2, 0.1), 0.5),
+            ("SFT", (1.0, 2.0, 3.0), 1.0),
+        ):
+            end = [margin - lost for margin, lost in zip(start, losses, strict=True)]
+            folders.append(with_margins(runs(method, seed, 1.0, reach=reach), start, end))
+    [comparison] = compare(map(read_run, folders))
+    [table] = prior_tables(comparison, trade_offs(comparison))
+    rows = texts(table)
+    half, most = "50 % (50 % of the best)", "90 % (90 % of the best)"
+    assert rows[f"SDFT at {half}"][0] == "-0.100"  # all that was lost where all was learned
+    assert rows[f"SFT at {half}"][0] == "-1.000"  # half of the mean of 1, 2 and 3
+    assert rows[f"SFT at {most}"][0] == "-1.800"
+    assert rows[f"SDFT at {most}"] == ["not reached at the end", "", "", "0 of 2"]
+    difference, interval, p, seeds = rows[f"SDFT minus SFT at {half}"]
+    assert (difference, p, seeds) == ("+0.900", "0.5", "2 of 2")
+    low, high = map(float, interval.split(" to "))
+    assert 0.5 <= low < 0.9 < high <= 1.4  # of the rows' 0.5, 0.8 and 1.4
+    write_report([comparison], tmp_path / "report")
+    assert "margin on prior capabilities" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_margins_that_are_not_numbers_are_named(runs):
+    folder = with_margins(runs("SFT", 1, 1.0), [1.0, "2", 3.0], [1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match=r"capabilities\.json: row 0: 'margins' of 'mmlu' is '2'"):
+        read_run(folder)
 
 
 def test_methods_that_one_option_does_not_tell_apart_are_named_by_several(runs):

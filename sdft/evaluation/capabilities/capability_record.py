@@ -69,7 +69,7 @@ def capability_row(
 
 def _changes(row: CapabilityRow, rows: Sequence[CapabilityRow]) -> dict[str, MarginChange]:
     """The change of each suite's margins since before training, if those are known."""
-    base = next((each.get("margins", {}) for each in rows if each["stage"] == 0), {})
+    base = min(rows, key=lambda each: each["stage"]).get("margins", {})
     changes = {
         suite: margin_change(margins, base[suite])
         for suite, margins in row.get("margins", {}).items()
