@@ -1,7 +1,8 @@
-"""Weights in the form an export stores, and a check that an export equals the trained model."""
+"""Weights and settings as an export stores them; a check that it equals the trained model."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,35 @@ def probe_logits(model: PreTrainedModel) -> Tensor:
     with gathered_weights(model), evaluation_mode(model), off:
         logits: Tensor = model(input_ids=ids.view(NUM_ROWS, -1), use_cache=False).logits
     return logits.float().cpu()
+
+
+def write_settings_of_version_4(directory: Path) -> None:
+    """Write an export's settings under transformers 4's names too; version 5 reads both.
+
+    llama.cpp's converter and others run transformers 4. It does not know the class that version 5
+    names for most tokenizers, nor a list of extra special tokens, and it takes a rotary base of
+    10,000 where it finds none.
+
+    Args:
+        directory: The export, with model and tokenizer as version 5 wrote them.
+    """
+    path = directory / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    rotary = config.get("rope_parameters") or {}
+    for name in ("rope_theta", "partial_rotary_factor"):
+        if name in rotary:
+            config.setdefault(name, rotary[name])
+    if rotary.get("rope_type", "default") != "default":
+        config.setdefault("rope_scaling", rotary)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+
+    path = directory / "tokenizer_config.json"
+    config = json.loads(path.read_text("utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def check_export(model: PreTrainedModel, expected: Tensor, directory: Path) -> None:

@@ -34,7 +34,12 @@ from transformers import (
 )
 
 from sdft.model.chat_template import ChatTemplate
-from sdft.model.exported_weights import check_export, plain_weights, probe_logits
+from sdft.model.exported_weights import (
+    check_export,
+    plain_weights,
+    probe_logits,
+    write_settings_of_version_4,
+)
 from sdft.model.limits import check_reads_rows_alone
 from sdft.model.lora import BACKBONE_DTYPES, LoRA, add_adapters
 from sdft.model.tiny_model import write_tiny_model
@@ -179,6 +184,7 @@ def save_model(
     with staged_directory(directory) as staging:
         model.save_pretrained(staging, state_dict=weights)
         tokenizer.save_pretrained(staging)
+        write_settings_of_version_4(staging)
         check_export(model, expected, staging)
 
 

@@ -1,5 +1,7 @@
 """Exports are the model in memory, or there is no export."""
 
+import json
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -61,6 +63,33 @@ def test_adapters_of_a_weight_that_two_layers_share_are_refused():
 @pytest.mark.parametrize("name", [*ATTENTION, *OTHERS])
 def test_export_of_an_architecture_is_read_back_as_the_same_model(name, tmp_path):
     save_model(random_architecture(name), byte_tokenizer(), tmp_path / "export")
+
+
+@pytest.mark.parametrize(
+    "rotary",
+    [
+        {"rope_type": "default", "rope_theta": 5e5},
+        {"rope_type": "linear", "rope_theta": 2e4, "factor": 4.0},
+    ],
+)
+def test_an_export_names_its_settings_for_transformers_4_too(rotary, tmp_path):
+    options = {**COMMON, "vocab_size": len(byte_tokenizer())}
+    model = LlamaForCausalLM(LlamaConfig(**options, rope_parameters=rotary)).eval()
+    save_model(model, byte_tokenizer(), tmp_path / "export")
+    loaded = load_model(str(tmp_path / "export"))
+    assert loaded.model.config.rope_parameters == rotary
+    assert torch.equal(probe_logits(loaded.model), probe_logits(model))
+    config, tokenizer = (
+        json.loads((tmp_path / "export" / f"{name}.json").read_text())
+        for name in ("config", "tokenizer_config")
+    )
+    assert config["rope_theta"] == rotary["rope_theta"]
+    assert config.get("rope_scaling", {}).get("factor") == rotary.get("factor")
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert tokenizer["additional_special_tokens"] == ["<|turn|>"]
+    text = "<|turn|>user\n<|end|>"
+    assert loaded.tokenizer(text).input_ids == byte_tokenizer()(text).input_ids
+    assert loaded.tokenizer.all_special_tokens == byte_tokenizer().all_special_tokens
 
 
 def test_export_that_is_another_model_is_not_written(tmp_path, monkeypatch):
