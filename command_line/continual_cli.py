@@ -37,6 +37,7 @@ from command_line.shipped_configs import CONFIGS, with_shipped_configs
 from command_line.trainer_settings import check_trainer, settle_loggers, suited_callbacks
 from datamodules import ContinualDataModule, fit_sequence, without_lightning_chatter
 from lightning_modules import ContinualModule
+from lightning_modules.options import resolved
 from sdft.runs.checkpoint_files import ResumeError, read_summary
 from sdft.runs.failures import StoppedEarly, UsageError, explained
 from sdft.runs.files import write_text_atomically
@@ -164,12 +165,13 @@ class ContinualCLI(LightningCLI):
 
     def _read_resumed(self, config: Any) -> dict[str, Any] | None:
         """The checkpoint to resume from, which must be of a run with the same settings."""
-        resolved = json.loads(self.parser.dump(self.config, format="json", skip_unset=False))
-        self.settings = run_settings(resolved["fit"])
+        plain = json.loads(self.parser.dump(self.config, format="json", skip_unset=False))
+        self.settings = run_settings(plain["fit"])
         if config.ckpt_path is None:
             return None
         resumed = read_summary(Path(config.ckpt_path))
-        if changed := differences(resumed.get("settings", {}), self.settings):
+        held = resumed.get("settings", {})
+        if changed := differences(resolved(held), resolved(self.settings)):
             raise ResumeError(
                 f"the checkpoint {config.ckpt_path} is of a run with other settings (its own -> "
                 "yours):\n  " + "\n  ".join(changed) + "\nset them back, or start a new run in "

@@ -35,7 +35,12 @@ class _Parsed(ContinualCLI):
 
 def plan_main(args: list[str]) -> None:
     """Print the plan; exit with code 1 unless it fits with a tenth to spare."""
-    parser = argparse.ArgumentParser(prog="sdft plan", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="sdft plan",
+        usage="%(prog)s --config CONFIG [--gpu GPU] [options]",
+        description=__doc__,
+        epilog="All options of fit are taken, --config among them, several times if need be.",
+    )
     parser.add_argument("--gpu", default="139GiB", help="memory of a GPU, such as 80GB or 139GiB")
     parser.add_argument("--shape", help="config.json of the model, if the hub cannot be reached")
     parser.add_argument("--prompt_tokens", type=int, help="longest prompt, the teacher's")

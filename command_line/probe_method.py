@@ -141,7 +141,12 @@ class _TemplateProbe(L.Callback):
 
 def probe_main(args: list[str]) -> None:
     """Try the templates, and print a recommendation with its evidence."""
-    parser = argparse.ArgumentParser(prog="sdft probe", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="sdft probe",
+        usage="%(prog)s --config CONFIG [--num_rows N] [options]",
+        description=__doc__,
+        epilog="All options of validate are taken, --config among them, several times if need be.",
+    )
     parser.add_argument("--num_rows", type=int, default=16, help="training rows of each task")
     parser.add_argument(
         "--templates", nargs="+", default=shipped_templates(), help="names or .jinja files"

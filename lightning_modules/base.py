@@ -95,9 +95,6 @@ class ContinualModule(StageTraining):
     ) -> None:
         super().__init__()
         _check(learning_rate, weight_decay, warmup_steps, micro_batch_size, memory, lora)
-        source = {"revision": revision, "trust_remote_code": trust_remote_code}
-        loaded = load_model(pretrained, **source, lora=lora, seed=seed, dtype=DTYPES[memory])
-        self._take_on(loaded, activation_checkpointing)
         self.model_name, self.lora, self.memory = pretrained, lora, memory
         self.micro_batch_size = micro_batch_size
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
@@ -109,6 +106,9 @@ class ContinualModule(StageTraining):
         self.anchor = None if anchor is None else StageAnchor(anchor)
         if anchor is not None:
             self.method_name += " + anchor"
+        source = {"revision": revision, "trust_remote_code": trust_remote_code}
+        loaded = load_model(pretrained, **source, lora=lora, seed=seed, dtype=DTYPES[memory])
+        self._take_on(loaded, activation_checkpointing)
         self.seed = seed
         self._has_checked_rows = False
 

@@ -39,10 +39,10 @@ class KLPenaltyModule(SFTModule):
         penalty_direction: Literal["reverse_kl", "forward_kl"] = "reverse_kl",
         **base: Any,
     ) -> None:
-        super().__init__(**base)
         require_above(0, penalty=penalty)
         named = penalty_direction in DIRECTIONS
         require(named, "penalty_direction", penalty_direction, " or ".join(DIRECTIONS))
+        super().__init__(**base)
         self.penalty = penalty
         self.divergence = make_divergence(penalty_direction)
         self.base_model = make_teacher(self.student, {"kind": "base"})

@@ -7,11 +7,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from sdft.keyword_options import with_defaults
 from sdft.loss.divergence_registry import DIVERGENCES, make_divergence
 from sdft.loss.divergences import Divergence
 from sdft.loss.reductions import REDUCTIONS
-from sdft.model.teacher_options import TeacherOptions
+from sdft.model.teacher_options import EMAUpdate, TeacherOptions, ema_update
+from sdft.rollout.engine_registry import ENGINES
 from sdft.rollout.request import SamplingSettings
+from sdft.runs.run_settings import Settings
 from sdft.stages import StagePlan
 
 logger = logging.getLogger(__name__)
@@ -39,25 +42,24 @@ def require_at_least(least: float, **options: float | None) -> None:
         require(value is None or value >= least, name, value, f"{least} or more")
 
 
-def checked_reduction(name: str) -> str:
-    """The reduction of a module's options; an unknown one is refused."""
+def check_reduction(name: str) -> None:
+    """Refuse an unknown reduction."""
     require(name in REDUCTIONS, "reduction", name, " or ".join(REDUCTIONS))
-    return name
 
 
-def checked_teacher(options: TeacherOptions) -> TeacherOptions:
-    """The teacher's options; anything but a mapping is refused."""
+def check_teacher(options: TeacherOptions) -> None:
+    """Refuse teacher options that are not a mapping, do not go together or are out of range."""
     name = options if isinstance(options, str) else "ema"
     require(isinstance(options, Mapping), "teacher", options, f"a mapping such as {{kind: {name}}}")
-    return options
+    ema_update(options)
 
 
 NEED_OWN_DRAWS = ("sampled_token", "rao_blackwellised")
 """Divergences that are correct only for completions drawn from the student."""
 
 
-def checked_fraction(fraction: float, *, own_draws_only: bool) -> float:
-    """The fraction of on-policy rows; an impossible value is refused.
+def check_fraction(fraction: float, *, own_draws_only: bool) -> None:
+    """Refuse an impossible fraction of on-policy rows.
 
     Args:
         fraction: From 0 to 1.
@@ -71,7 +73,6 @@ def checked_fraction(fraction: float, *, own_draws_only: bool) -> float:
         "1 with this method, or with sampled_token, rao_blackwellised or importance_clip: "
         "demonstrations are not the student's own draws",
     )
-    return fraction
 
 
 def checked_divergence(
@@ -130,3 +131,20 @@ def warn_of_short_stages(plan: StagePlan, warmup_steps: int) -> None:
                 steps,
                 warmup_steps,
             )
+
+
+def resolved(settings: Settings) -> Settings:
+    """A run's settings, with the defaults of the options that are given as a mapping.
+
+    Nothing is added to an unknown kind, which another version of the code may have written.
+    """
+    result = dict(settings)
+    teacher = settings.get("model.teacher")
+    if isinstance(teacher, Mapping) and teacher.get("kind", "ema") == "ema":
+        result["model.teacher"] = {"kind": "ema", **with_defaults(EMAUpdate, teacher)}
+    kinds_of: dict[str, Mapping[Any, Any]] = {"divergence": DIVERGENCES, "rollout_engine": ENGINES}
+    for option, kinds in kinds_of.items():
+        kind, name = kinds.get(settings.get(f"model.{option}")), f"model.{option}_options"
+        if kind is not None:
+            result[name] = with_defaults(kind, settings.get(name) or {})
+    return result

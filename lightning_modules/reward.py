@@ -33,8 +33,8 @@ class RewardedSDFTModule(SDFTModule):
     may_score_demonstrations = False
 
     def __init__(self, *, reward_weight: float = 0.1, **base: Any) -> None:
-        super().__init__(**base)
         require_above(0, reward_weight=reward_weight)
+        super().__init__(**base)
         self.reward_weight = reward_weight
 
     def objective(

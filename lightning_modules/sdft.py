@@ -14,10 +14,10 @@ from torch import Tensor
 from lightning_modules.base import ContinualModule
 from lightning_modules.options import (
     NEED_OWN_DRAWS,
+    check_fraction,
+    check_reduction,
+    check_teacher,
     checked_divergence,
-    checked_fraction,
-    checked_reduction,
-    checked_teacher,
     require_above,
     require_at_least,
 )
@@ -29,6 +29,7 @@ from sdft.loss.reductions import Reduction, effective_sample_size, importance_we
 from sdft.model.lora import digest
 from sdft.model.teacher import make_teacher
 from sdft.model.teacher_options import TeacherOptions
+from sdft.rollout.request import SamplingSettings
 from sdft.rollout.sampling import beside_demonstrations, on_policy_rows
 from sdft.types import DemonstrationBatch, Rollout, TokenIds
 
@@ -107,26 +108,26 @@ class SDFTModule(ContinualModule):
         importance_clip: float | None = None,
         **base: Any,
     ) -> None:
-        super().__init__(**base)
         require_at_least(0, num_masked_tokens=num_masked_tokens)
         require_above(0, distillation_temperature=distillation_temperature)
-        self.reduction = checked_reduction(reduction)
-        self.distillation_temperature = distillation_temperature
-        self.num_masked_tokens = num_masked_tokens
-        self.preambles_to_mask = Preambles(masked_preambles or [], self.tokenizer)
+        check_reduction(reduction)
         drawn = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
-        self.sampling = replace(self.greedy, **drawn)
-        self.importance_clip = importance_clip
-        self.divergence = checked_divergence(
-            divergence, divergence_options or {}, self.sampling, importance_clip
+        objective = checked_divergence(
+            divergence, divergence_options or {}, SamplingSettings(1, **drawn), importance_clip
         )
         only_own = not self.may_score_demonstrations or divergence in NEED_OWN_DRAWS
-        self.on_policy_fraction = checked_fraction(
-            on_policy_fraction, own_draws_only=only_own or importance_clip is not None
-        )
+        check_fraction(on_policy_fraction, own_draws_only=only_own or importance_clip is not None)
+        check_teacher(teacher)
+        super().__init__(**base)  # loads the model
+        self.divergence, self.reduction = objective, reduction
+        self.distillation_temperature = distillation_temperature
+        self.preambles_to_mask = Preambles(masked_preambles or [], self.tokenizer)
+        self.sampling = replace(self.greedy, **drawn)
+        self.num_masked_tokens, self.importance_clip = num_masked_tokens, importance_clip
+        self.on_policy_fraction = on_policy_fraction
         if on_policy_fraction < 1.0:
             self.method_name = f"{self.method_name}, λ = {on_policy_fraction:g}"
-        self.teacher = make_teacher(self.student, checked_teacher(teacher), self.tokenizer)
+        self.teacher = make_teacher(self.student, teacher, self.tokenizer)
         self.teacher_head = self.teacher.head(self.student_head)
 
     def on_train_start(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_modules.base import ContinualModule
-from lightning_modules.options import checked_reduction
+from lightning_modules.options import check_reduction
 from sdft.loss.distillation import cross_entropy_loss, token_logprobs
 from sdft.loss.hidden_states import LossPositions
 from sdft.loss.reductions import Reduction
@@ -29,8 +29,9 @@ class SFTModule(ContinualModule):
     method_name = "SFT"
 
     def __init__(self, *, reduction: Reduction = REDUCTION, **base: Any) -> None:
+        check_reduction(reduction)
         super().__init__(**base)
-        self.reduction = checked_reduction(reduction)
+        self.reduction = reduction
 
     def training_step(self, batch: DemonstrationBatch, batch_idx: int) -> Tensor:
         """One SFT step: cross-entropy of the targets, given the prompts."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any, Literal
 
+from sdft.keyword_options import check_options
 from sdft.loss.divergences import Divergence, ForwardKL, JensenShannon, RaoBlackwellised, ReverseKL
 from sdft.loss.partial_divergences import SampledToken, TopKStudent, TopKTeacher
 
@@ -41,23 +41,5 @@ def make_divergence(name: DivergenceName, **options: Any) -> Divergence:
     """
     if name not in DIVERGENCES:
         raise ValueError(f"unknown divergence {name!r}; valid: {', '.join(DIVERGENCES)}")
-    kind = DIVERGENCES[name]
-    defaults = {field.name: field.default for field in fields(kind)}
-    for option, value in options.items():
-        if option not in defaults:
-            listed = ", ".join(defaults) or "none"
-            raise ValueError(f"divergence {name!r} has no option {option!r}; its options: {listed}")
-        _check_type(name, option, value, defaults[option])
-    return kind(**options)
-
-
-def _check_type(name: str, option: str, value: object, default: object) -> None:
-    """Require a value of the same type as its default; a default of None means a number."""
-    if default is None and value is None:
-        return
-    wanted: type = float if default is None else type(default)
-    accepted = (float, int) if wanted is float else (wanted,)
-    if not isinstance(value, accepted) or (isinstance(value, bool) and wanted is not bool):
-        raise ValueError(
-            f"option {option!r} of divergence {name!r} is {value!r}; it takes a {wanted.__name__}"
-        )
+    check_options(DIVERGENCES[name], options, f"divergence {name}")
+    return DIVERGENCES[name](**options)

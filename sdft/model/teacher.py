@@ -26,7 +26,6 @@ import copy
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +36,13 @@ from sdft.model.lean_adamw import lerp_with_rounding
 from sdft.model.lora import adapters_off, trained_parameters
 from sdft.model.modes import evaluation_mode
 from sdft.model.pretrained import load_model
-from sdft.model.teacher_options import EMAUpdate, TeacherKind, TeacherOptions, checked_kind
+from sdft.model.teacher_options import (
+    EMAUpdate,
+    TeacherKind,
+    TeacherOptions,
+    checked_kind,
+    ema_update,
+)
 from sdft.seeds import Stream, mix_seed
 
 NUM_NAMED = 3  # differing tokens that an error message names
@@ -183,9 +188,8 @@ def make_teacher(
     """
     kind = checked_kind(options)
     if kind == "model":
-        return OwnModel(_other_model(options.get("pretrained"), student, tokenizer), kind)
-    given: dict[str, Any] = {name: value for name, value in options.items() if name != "kind"}
-    ema = EMAUpdate(**given) if kind == "ema" else None
+        return OwnModel(_other_model(options["pretrained"], student, tokenizer), kind)
+    ema = ema_update(options)
     adapted = not all(parameter.requires_grad for parameter in student.parameters())
     if kind == "student" or (kind == "base" and adapted):
         return Borrowed(kind)
@@ -196,11 +200,11 @@ def make_teacher(
 
 
 def _other_model(
-    name: str | None, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+    name: str, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
 ) -> PreTrainedModel:
     """Load a model with the student's tokens. A larger head is cut: the surplus is padding."""
-    if name is None or tokenizer is None:
-        raise ValueError("teacher.kind is model: name the other model with teacher.pretrained")
+    if tokenizer is None:
+        raise ValueError("teacher.kind is model, which needs the student's tokenizer: pass it")
     loaded = load_model(name)
     check_same_tokens(name, loaded.tokenizer, tokenizer)
     needed, found = (VocabularyHead.of(each).vocab_size for each in (student, loaded.model))

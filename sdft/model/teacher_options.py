@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 TeacherKind = Literal["ema", "stage_start", "base", "student", "model"]
 
@@ -72,4 +72,19 @@ def checked_kind(options: TeacherOptions) -> TeacherKind:
                 f"teacher.{name} is {value}, but teacher.kind is {kind}: only {owners[name]} has "
                 f"this option; leave it out, or set teacher.kind to {owners[name]}"
             )
+    if kind == "model" and options.get("pretrained") is None:
+        raise ValueError("teacher.kind is model: name the other model with teacher.pretrained")
     return kind
+
+
+def ema_update(options: TeacherOptions) -> EMAUpdate | None:
+    """How an ``ema`` teacher is updated, defaults included; None for the other kinds.
+
+    Raises:
+        ValueError: The kind is unknown or does not have one of the options, or a value is out of
+            range.
+    """
+    if checked_kind(options) != "ema":
+        return None
+    given: dict[str, Any] = {name: value for name, value in options.items() if name != "kind"}
+    return EMAUpdate(**given)

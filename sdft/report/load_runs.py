@@ -28,8 +28,7 @@ from sdft.runs.file_values import (
 )
 from sdft.runs.jsonl import read_records
 
-PATHS = ("trainer.default_root_dir",)
-"""Options of where a run is stored, which do not affect it."""
+PATHS = ("trainer.default_root_dir",)  # where a run is stored, which does not affect it
 
 MODEL = "model.init_args.pretrained"
 ANY_SEED = "seed*"

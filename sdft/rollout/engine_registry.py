@@ -6,13 +6,13 @@ differ in where the tokens are computed.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
 from transformers import PreTrainedModel
 
+from sdft.keyword_options import check_options
 from sdft.rollout.continuous_batching import ContinuousBatchingEngine
 from sdft.rollout.generate import GenerateEngine
 from sdft.rollout.in_place import InPlaceEngine
@@ -51,16 +51,10 @@ def make_engine(name: EngineName, **options: Any) -> Engine:
         The engine, ready to sample.
 
     Raises:
-        ValueError: The name or an option is unknown, or an option is missing.
+        ValueError: The name or an option is unknown, or an option is missing, of the wrong type or
+            out of range.
     """
     if name not in ENGINES:
         raise ValueError(f"rollout_engine is {name}; it must be {' or '.join(ENGINES)}")
-    known = inspect.signature(ENGINES[name]).parameters
-    for option in options:
-        if option not in known:
-            choices = ", ".join(known) or "none"
-            raise ValueError(f"rollout_engine {name} has no option {option}; it has: {choices}")
-    for option, parameter in known.items():
-        if parameter.default is parameter.empty and option not in options:
-            raise ValueError(f"rollout_engine {name} needs {option} in rollout_engine_options")
+    check_options(ENGINES[name], options, f"rollout_engine {name}")
     return ENGINES[name](**options)

@@ -16,6 +16,10 @@ CONTROL = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "�")
 """Control characters other than tab and line feed, which SVG and HTML cannot contain."""
 
 
+EARLIER_KEYS = {"flops": "operations"}
+"""Key of a run's file -> its name in files of an earlier version."""
+
+
 class PlainLoader(yaml.SafeLoader):
     """Loads plain YAML without aliases, which can make a small file expand without limit."""
 
@@ -64,9 +68,11 @@ def member(record: Mapping[str, Any], key: str, kind: type[T], where: str = "") 
         ValueError: The key is missing, or its value has another type.
     """
     if key not in record:
+        old = EARLIER_KEYS.get(key)
+        what = f"{old!r} is now {key!r}" if old in record else f"there is no key {key!r}"
         raise ValueError(
-            f"{where}there is no key {key!r}, so another version wrote the file: repeat the run "
-            "with this one, or leave it out"
+            f"{where}{what}, so another version wrote the file: repeat the run with this one, or "
+            "leave it out"
         )
     return of_kind(record[key], kind, f"{where}{key!r}")
 

@@ -18,7 +18,7 @@ from sdft.tasks.columns import (
     field_reader,
     matching,
 )
-from sdft.tasks.rows import row_from
+from sdft.tasks.rows import CHAT, row_from
 from sdft.types import Demonstration
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def rows_from_dataset(
     """
     names = dataset.column_names
     if columns is None:
-        columns = {name: name for name in MAPPED_FIELDS if name in (*names, *REQUIRED_FIELDS)}
+        required = () if CHAT in names else REQUIRED_FIELDS
+        columns = {name: name for name in (*MAPPED_FIELDS, CHAT) if name in (*names, *required)}
     readers = {
         field: field_reader(source, names, f"task {task!r}: columns: field {field!r}")
         for field, source in columns.items()

@@ -1,8 +1,9 @@
 """Checks rows against the schema and turns them into :class:`Demonstration` values.
 
 A row has ``prompt`` (a string, or chat messages whose last is the user's), ``demonstration``,
-``answer``, and optionally ``id``, ``context``, ``meta`` and ``task``. The same checks hold for rows
-of a file and of a hub data set. A row without an id is named after its split and line.
+``answer``, and optionally ``id``, ``context``, ``meta`` and ``task``. ``messages``, a chat that
+ends with the assistant's reply, stands for the first three. The same checks hold for rows of a file
+and of a hub data set. A row without an id is named after its split and line.
 """
 
 from __future__ import annotations
@@ -14,13 +15,10 @@ from typing import Any, cast
 from sdft.runs.jsonl import check_json
 from sdft.tasks.columns import mapped
 from sdft.tasks.row_files import as_fields, is_table, read_file
-from sdft.types import Demonstration, Message, TextPart
+from sdft.types import Demonstration, Message, TextPart, message_text
 
-FIELDS = ("id", "task", "prompt", "demonstration", "answer", "context", "meta")
-HINTS = {
-    "messages": "put the messages before the assistant's last in 'prompt', and its text in "
-    "'demonstration'"
-}
+CHAT = "messages"
+FIELDS = ("id", "task", "prompt", "demonstration", "answer", "context", "meta", CHAT)
 ROLES = ("system", "developer", "user", "assistant", "tool")
 INSTRUCTING_ROLES = ("system", "developer")
 MESSAGE_FIELDS = {"role", "content", "name", "tool_calls", "tool_call_id"}
@@ -96,6 +94,8 @@ def row_from(
         ValueError: The record breaks the schema; the message names place and field.
     """
     check_fields(record, where)
+    if CHAT in record:
+        record = _from_chat(record, where)
     if not needs_demonstration:
         record = {"demonstration": "", **record}
     return Demonstration(
@@ -107,6 +107,32 @@ def row_from(
         context=None if record.get("context") is None else _text(record, "context", where),
         meta=_meta(record, where),
     )
+
+
+def _from_chat(record: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A chat as a row: the last reply is the demonstration, what precedes it is the prompt.
+
+    The reply is also the reference answer of a row that has none.
+    """
+    if twice := [name for name in ("prompt", "demonstration") if name in record]:
+        raise ValueError(f"{where}: there are both {CHAT!r} and {twice[0]!r}; keep one of them")
+    turns, about = record[CHAT], f"{where}: field {CHAT!r}"
+    if not isinstance(turns, list) or len(turns) < 2:
+        raise ValueError(f"{about}: {turns!r:.80} is not a list of messages with a reply")
+    last = _message(turns[-1], f"{about}, message {len(turns)}")
+    if last["role"] != "assistant":
+        raise ValueError(
+            f"{about}: the last message is the {last['role']}'s; it must be the assistant's, whose "
+            "text is the demonstration"
+        )
+    if "tool_calls" in last:
+        raise ValueError(
+            f"{about}: the last message has 'tool_calls', and a demonstration is text: write the "
+            "calls in its 'content', as the model is to write them"
+        )
+    others = {name: value for name, value in record.items() if name != CHAT}
+    reply = message_text(last)
+    return {"answer": reply, **others, "prompt": turns[:-1], "demonstration": reply}
 
 
 def _named(number: Any) -> Any:
@@ -124,7 +150,7 @@ def check_fields(record: Mapping[str, Any], where: str) -> None:
         if name not in FIELDS:
             raise ValueError(
                 f"{where}: unknown field {name!r:.80}; a row has {', '.join(FIELDS)}: "
-                + HINTS.get(name, "put other values under 'meta'")
+                "put other values under 'meta'"
             )
         check_json(value, f"{where}: field {name!r}")
     if not isinstance(record.get("task", ""), str):
@@ -180,7 +206,9 @@ def _message(value: object, where: str) -> Message:
     if value["role"] not in ROLES:
         raise ValueError(f"{where}: unknown role {value['role']!r:.80}; use {', '.join(ROLES)}")
     content = _content(value["content"], where, may_be_empty=bool(value.get("tool_calls")))
-    return cast(Message, {**value, "content": content})
+    # A table's messages all have the same fields, of which most are null.
+    given = {name: each for name, each in value.items() if each is not None}
+    return cast(Message, {**given, "content": content})
 
 
 def _content(value: object, where: str, *, may_be_empty: bool) -> str | list[TextPart]:

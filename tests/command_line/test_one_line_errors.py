@@ -7,6 +7,8 @@ import pytest
 import yaml
 
 import command_line
+from command_line.plan_memory import plan_main
+from command_line.probe_method import probe_main
 from tests.child_runs import run, write_config
 from tests.conftest import write_rows
 
@@ -141,6 +143,14 @@ def test_the_help_of_ckpt_path_has_the_values_it_takes(config, tmp_path):
     text = " ".join(log.read_text().split())
     assert "last or previous (in the run's folder), auto (last, or a new run" in text
     assert "hpc" not in text
+
+
+@pytest.mark.parametrize("command", [plan_main, probe_main])
+def test_help_of_our_commands_names_the_configuration(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        command(["--help"])
+    assert end.value.code == 0
+    assert "--config CONFIG" in capsys.readouterr().out
 
 
 def child(*command):

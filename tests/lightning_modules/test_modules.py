@@ -5,7 +5,14 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from callbacks import OpeningRates
 from datamodules import ContinualDataModule, fit_sequence
-from lightning_modules import SDFTModule, SFTModule
+from lightning_modules import (
+    KLPenaltyModule,
+    OnPolicyDistillationModule,
+    RewardedSDFTModule,
+    SDFTModule,
+    SFTModule,
+)
+from lightning_modules.anchor import Anchor
 from sdft.loss.divergence_registry import make_divergence
 from sdft.stages import WarmupCosine
 from sdft.types import Rollout
@@ -254,13 +261,13 @@ def test_warmup_longer_than_the_stage_is_cut_to_it():
         ({"micro_batch_size": 0}, "model.micro_batch_size is 0"),
         (
             {"divergence": "jsd", "divergence_options": {"alpha": 0.5}},
-            r"model\.divergence_options {'alpha': 0\.5}: divergence 'jsd' has no option 'alpha'; "
-            "its options: clip, beta",
+            r"model\.divergence_options {'alpha': 0\.5}: divergence jsd has no option alpha; "
+            "it has: clip, beta",
         ),
         ({"divergence": "jsd", "divergence_options": {"beta": 2.0}}, "beta is 2.0; it must lie"),
         (
             {"divergence": "topk_student", "divergence_options": {"tail": "no"}},
-            "'tail' of divergence 'topk_student' is 'no'; it takes a bool",
+            "tail of divergence topk_student is 'no'; it must be bool",
         ),
         ({"distillation_temperature": 0.0}, "model.distillation_temperature is 0.0"),
         (
@@ -283,6 +290,26 @@ def test_warmup_longer_than_the_stage_is_cut_to_it():
 def test_options_out_of_range_are_refused(options, complaint):
     with pytest.raises(ValueError, match=complaint):
         sdft(**options)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "complaint"),
+    [
+        (SDFTModule, {"divergence": "jsd", "divergence_options": {"k": 2}}, "jsd has no option k"),
+        (SDFTModule, {"rollout_engine_options": {"url": "x"}}, "in_place has no option url"),
+        (SDFTModule, {"teacher": {"kind": "ema", "rate": 2.0}}, r"teacher\.rate is 2"),
+        (SDFTModule, {"reduction": "sum"}, "model.reduction is sum"),
+        (SDFTModule, {"temperature": -1.0}, "temperature is -1"),
+        (SDFTModule, {"anchor": Anchor(weight=-1.0, prompts="x")}, "anchor.weight is -1"),
+        (OnPolicyDistillationModule, {}, "name the other model with teacher.pretrained"),
+        (SFTModule, {"max_new_tokens": 0}, "max_new_tokens is 0"),
+        (KLPenaltyModule, {"penalty": 0.0}, "penalty is 0"),
+        (RewardedSDFTModule, {"reward_weight": 0.0}, "reward_weight is 0"),
+    ],
+)
+def test_a_wrong_option_is_named_before_a_model_is_looked_for(method, options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        method(pretrained="/there/is/no/such/model", **options)
 
 
 # What nearly every completion of the tiny model begins with; the last stands for stray bytes.

@@ -260,11 +260,14 @@ def test_clip_bounds_each_entry_and_a_loose_one_changes_nothing():
     ("name", "options", "message"),
     [
         ("kl", {}, "unknown divergence 'kl'; valid: forward_kl, reverse_kl, jsd"),
-        ("forward_kl", {"beta": 0.5}, "'forward_kl' has no option 'beta'; its options: clip"),
-        ("sampled_token", {"clip": 1.0}, "no option 'clip'; its options: none"),
+        ("forward_kl", {"beta": 0.5}, "forward_kl has no option beta; it has: clip"),
+        ("sampled_token", {"clip": 1.0}, "no option clip; it has: none"),
         ("jsd", {"beta": 1.5}, "beta is 1.5"),
         ("reverse_kl", {"clip": 0.0}, "clip is 0.0"),
         ("topk_teacher", {"k": 0}, "k is 0"),
+        ("topk_teacher", {"k": 2.5}, "k of divergence topk_teacher is 2.5; it must be int"),
+        ("topk_teacher", {"k": True}, "k of divergence topk_teacher is True"),
+        ("jsd", {"clip": "1"}, "clip of divergence jsd is '1'; it must be float or null"),
         (
             "topk_student",
             {"direction": "both"},

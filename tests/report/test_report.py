@@ -148,7 +148,11 @@ BROKEN = {
         '{"tasks": ["a"], "rows": [{"stage": 9, "accuracy": {"a": 1}}]}': "another sequence",
     },
     "config.yaml": {"a: [": "config.yaml: cannot be read", "a: &x 1\nb: *x": "holds an alias"},
-    "cost.json": {'{"seconds": 3}': "cost.json: 'seconds' is 3, not a dict"},
+    "cost.json": {
+        '{"seconds": 3}': "cost.json: 'seconds' is 3, not a dict",
+        '{"seconds": {}, "operations": {}}': "cost.json: 'operations' is now 'flops', so another "
+        "version wrote the file: repeat the run with this one, or leave it out",
+    },
     "capabilities.json": {
         '{"rows": [{"stage": 0}]}': "capabilities.json: row 0: there is no key 'scores'"
     },

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 
+from lightning_modules.options import resolved
 from sdft.runs.run_settings import differences, run_settings
 
 CONFIG = {
@@ -70,3 +71,31 @@ def test_what_alters_a_run_is_listed(change, lines):
 )
 def test_what_leaves_a_run_as_it_is_passes(change):
     assert differences(run_settings(CONFIG), run_settings(changed(**change))) == []
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "lines"),
+    [
+        ({"teacher": {"kind": "ema"}}, {"teacher": {"rate": 0.01, "update_every": 1}}, []),
+        (
+            {"teacher": {"kind": "ema"}},
+            {"teacher": {"kind": "ema", "rate": 0.02}},
+            ["model.teacher.rate: 0.01 -> 0.02"],
+        ),
+        ({"teacher": {"kind": "base"}}, {"teacher": {"kind": "base"}}, []),
+        (
+            {"divergence": "jsd", "divergence_options": None},
+            {"divergence": "jsd", "divergence_options": {"beta": 0.5, "clip": None}},
+            [],
+        ),
+        (
+            {"rollout_engine": "in_place", "rollout_engine_options": None},
+            {"rollout_engine": "in_place", "rollout_engine_options": {"dtype": "bfloat16"}},
+            ["model.rollout_engine_options.dtype: float32 -> bfloat16"],
+        ),
+        ({"divergence": "of_a_later_version"}, {"divergence": "of_a_later_version"}, []),
+    ],
+)
+def test_a_default_that_is_written_out_is_no_change(held, asked, lines):
+    held, asked = ({f"model.{name}": each[name] for name in each} for each in (held, asked))
+    assert differences(resolved(held), resolved(asked)) == lines

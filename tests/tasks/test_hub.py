@@ -109,6 +109,17 @@ def test_a_mapping_that_fails_is_an_error_that_names_row_and_field(dataset, chan
         convert(dataset, {**COLUMNS, **change})
 
 
+def test_a_column_of_chats_needs_no_mapping():
+    user, reply = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes."}
+    texts = {"role": Value("string"), "content": Value("string"), "name": Value("string")}
+    chats = Dataset.from_dict(
+        {"messages": [[{**turn, "name": None} for turn in (user, reply)]], "topic": ["greeting"]},
+        features=Features({"messages": [texts], "topic": Value("string")}),
+    )
+    (row,) = convert(chats, None, indices=[0])
+    assert (row.prompt, row.demonstration, row.answer) == ((user,), "Yes.", "Yes.")
+
+
 def test_an_unlabelled_row_is_an_error(dataset):
     unlabelled = Dataset.from_dict({**dataset.to_dict(), "label": [0, -1, 1]}, dataset.features)
     with pytest.raises(ValueError, match="train row 1: column 'label': no label has the number -1"):

@@ -10,6 +10,8 @@ from sdft.types import Demonstration
 
 FUZZ = settings(deadline=None, max_examples=100, database=None)
 ROW = {"id": "a", "prompt": "Which team?", "demonstration": "parcels", "answer": "parcels"}
+USER = {"role": "user", "content": "Hi"}
+REPLY = {"role": "assistant", "content": "parcels"}
 
 
 @pytest.fixture
@@ -43,6 +45,20 @@ def test_a_prompt_string_becomes_one_user_message(path):
     (row,) = read(path, ROW)
     assert row.prompt == ({"role": "user", "content": "Which team?"},)
     assert row.context is None
+
+
+def test_a_chat_is_split_before_its_last_reply(path):
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Which team?"},
+    ]
+    plain, scored = read(
+        path, {"messages": [*turns, REPLY]}, {"messages": [USER, REPLY], "answer": 3}
+    )
+    assert plain == Demonstration("train-1", "mine", tuple(turns), "parcels", "parcels")
+    assert scored == Demonstration("train-2", "mine", (USER,), "parcels", 3)
 
 
 def test_an_id_may_be_left_out_or_be_a_number(path):
@@ -84,7 +100,6 @@ def without(name):
     return {key: value for key, value in ROW.items() if key != name}
 
 
-USER = {"role": "user", "content": "Hi"}
 BAD_ROWS = {
     "truncated": ('{"id": "a", ', "not valid JSON"),
     "two objects": (json.dumps(ROW) * 2, "not valid JSON"),
@@ -102,6 +117,18 @@ BAD_ROWS = {
     "infinite": (json.dumps(ROW)[:-1] + ', "meta": {"x": 1e999}}', "field 'meta': .* not finite"),
     "deep": ({**ROW, "answer": json.loads("[" * MAX_DEPTH * 2 + "]" * MAX_DEPTH * 2)}, "deeper"),
     "very deep": ('{"id": ' + "[" * 200_000, "nested deeper"),
+    "chat and prompt": ({**ROW, "messages": [USER, REPLY]}, "both 'messages' and 'prompt'; keep"),
+    "chat of one turn": ({"messages": [REPLY]}, "field 'messages': .* not a list of messages with"),
+    "chat as text": ({"messages": "Hi"}, "field 'messages': 'Hi' is not a list of messages"),
+    "chat without a reply": (
+        {"messages": [USER, REPLY, USER]},
+        "field 'messages': the last message is the user's; it must be the assistant's",
+    ),
+    "chat with a bad reply": ({"messages": [USER, "no"]}, "'messages', message 2: 'no' is not an"),
+    "chat that calls": (
+        {"messages": [USER, {**REPLY, "tool_calls": [{"name": "f"}]}]},
+        "has 'tool_calls', and a demonstration is text",
+    ),
     "unknown field": ({**ROW, "contxt": "x"}, "unknown field 'contxt'.*'meta'"),
     "null id": ({**ROW, "id": None}, "field 'id' is null"),
     "fraction as id": ({**ROW, "id": 3.5}, "field 'id': 3.5 is not a string"),
