@@ -24,7 +24,7 @@ from sdft.model.head import VocabularyHead, final_hidden_states
 from sdft.model.lean_adamw import CHUNK, moment_bytes
 from sdft.model.lora import BACKBONE_DTYPES, LoRA, add_adapters, trained_parameters
 from sdft.model.modes import evaluation_mode
-from sdft.rollout.kv_cache import growing_cache
+from sdft.rollout.kv_cache import cache_keyword, growing_cache
 from sdft.rollout.request import SamplingSettings
 from sdft.rollout.sampling import draw
 
@@ -184,9 +184,8 @@ def _of_the_rollout(step: PlannedStep, student: PreTrainedModel) -> dict[str, in
     with evaluation_mode(student), _Beside(student) as live, _autocast(step):
         cache = growing_cache(student.config)
         ids = torch.zeros(rows, step.prompt_tokens, dtype=torch.long)
-        logits = student(
-            input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1
-        ).logits
+        given: dict[str, Any] = {cache_keyword(student): cache}
+        logits = student(input_ids=ids, use_cache=True, logits_to_keep=1, **given).logits
         layers: list[Any] = cache.layers
         keys: list[Tensor] = [each for layer in layers for each in (layer.keys, layer.values)]
         held = sum(each.untyped_storage().nbytes() for each in keys)

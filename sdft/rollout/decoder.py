@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicLayer
 
 from sdft.model.batching import groups_to_read, sent
 from sdft.model.sharding import is_sharded
-from sdft.rollout.kv_cache import growing_cache, joined
+from sdft.rollout.kv_cache import cache_keyword, growing_cache, joined
 from sdft.rollout.stopping import Ending
 from sdft.types import Rollout, TokenIds
 
@@ -53,6 +53,7 @@ class Decoding:
         self._device = model.device
         self._prompts = prompts
         self._cache = growing_cache(model.config)
+        self._cache_keyword = cache_keyword(model)
         plain = _can_drop_columns(self._cache)
         self._drafts = drafts if plain else [[]] * len(prompts)
         self._mask_every_layer = plain and model.config._attn_implementation == "sdpa"
@@ -216,9 +217,9 @@ class Decoding:
             input_ids=ids,
             attention_mask=self._attention_mask(there, ids.shape[1]) if masked else None,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=self._num_drafted + 1,
+            **{self._cache_keyword: cache},
         ).logits
         return logits, asked
 

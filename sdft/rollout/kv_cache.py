@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer
 
@@ -52,6 +53,11 @@ class GrowingLayer(DynamicLayer):
             buffer[:, :, : old.shape[2]] = old
         buffer[:, :, old.shape[2] : width] = new
         return buffer[:, :, :width]
+
+
+def cache_keyword(model: nn.Module) -> str:
+    """The model's argument for a cache: ``cache`` since transformers 5.24, else past_key_values."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def growing_cache(config: PretrainedConfig) -> DynamicCache:

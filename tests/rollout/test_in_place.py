@@ -21,6 +21,7 @@ from transformers import (
 
 from sdft.model.modes import evaluation_mode
 from sdft.rollout.in_place import sample
+from sdft.rollout.kv_cache import cache_keyword
 from sdft.rollout.request import RolloutRequest, SamplingSettings
 from sdft.rollout.sampling import draw
 
@@ -115,8 +116,9 @@ def test_the_cache_forgets_columns_that_no_row_left_reads(tiny):
     free = sample(tiny.model, RolloutRequest(prompts, settings, end_ids=frozenset())).completions
     end = next(index for index, token in enumerate(free[0]) if token not in free[1])
     widths = []
+    keyword = cache_keyword(tiny.model)
     hook = tiny.model.register_forward_pre_hook(
-        lambda _, args, kwargs: widths.append(kwargs["past_key_values"].get_seq_length()),
+        lambda _, args, kwargs: widths.append(kwargs[keyword].get_seq_length()),
         with_kwargs=True,
     )
     request = RolloutRequest(prompts, settings, end_ids=frozenset([free[0][end]]))

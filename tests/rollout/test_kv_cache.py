@@ -6,7 +6,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from sdft.model.modes import GROUPED_HEADS, grouped_heads
-from sdft.rollout.kv_cache import ROOM, GrowingLayer, joined
+from sdft.rollout.kv_cache import ROOM, GrowingLayer, cache_keyword, joined
 
 
 def columns(number, rows=3):
@@ -36,6 +36,14 @@ def test_a_growing_layer_holds_what_the_librarys_own_layer_holds():
     for layer in (ours, theirs):
         layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
     feed(4, rows=2)
+
+
+@pytest.mark.parametrize("keyword", ["cache", "past_key_values"])
+def test_a_cache_is_given_by_the_name_that_the_model_has_for_it(keyword):
+    names = {"cache": lambda cache=None: cache, "past_key_values": lambda past_key_values=None: 0}
+    model = torch.nn.Module()
+    model.forward = names[keyword]
+    assert cache_keyword(model) == keyword
 
 
 def test_new_columns_are_written_behind_the_old_ones():
