@@ -1,12 +1,13 @@
-"""``sdft probe``: recommends a method and a prompt template for a task before training."""
+"""``sdft probe``: recommends method, prompt template and learning rate for a task."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,9 +17,13 @@ import yaml
 
 from callbacks.in_context import SelfTaught, compare
 from command_line.continual_cli import ContinualCLI, parsed
+from command_line.short_pilot import FirstStage, Pilot, run_pilot
 from sdft.runs.failures import UsageError
 from sdft.runs.files import write_text_atomically
 from sdft.tasks.prompting import shipped_templates
+
+RATES = (2e-5, 5e-5, 1e-4)
+"""Learning rates of a pilot."""
 
 Numbers = Mapping[str, float]
 """What :data:`callbacks.in_context.DEFINITIONS` names."""
@@ -139,11 +144,60 @@ class _TemplateProbe(L.Callback):
                 self.findings.append(Finding(template, by_task))
 
 
+def with_pilot(found: Recommendation, pilot: Pilot) -> Recommendation:
+    """The recommendation with the pilot's learning rate, and a number of steps if it saw one."""
+    if pilot.choice is None:
+        untaught = f"No learning rate learned anything in {pilot.num_steps} steps, so it stays the "
+        advice = "configuration's. More --pilot_steps or higher --pilot_rates may find one."
+        return replace(found, because=(*found.because, untaught + advice))
+    rate, stage = pilot.choice.rate, pilot.stage
+    model, data = dict(found.settings["model"]), dict(found.settings.get("data", {}))
+    model["init_args"] = {**model.get("init_args", {}), "learning_rate": rate}
+    enough = pilot.last_useful_step()
+    steps = f"Steps: {stage.num_steps} a stage as configured; after {pilot.num_steps} the model "
+    steps += "was still learning."
+    if enough is not None:
+        data["examples_per_stage"] = enough * stage.batch_size
+        steps = f"Steps: {enough} a stage, after which the pilot learned no more."
+    settings = {**found.settings, "model": model, **({"data": data} if data else {})}
+    because = (
+        f"Learning rate {rate:g}: {pilot.choice.how}. Drift is {pilot.learned(rate)[2]:.2f} nats a "
+        "token there.",
+        steps,
+        "One seed chooses and proves nothing. Where drift rises before accuracy does, halve the "
+        "rate; compare methods over seeds with configs/studies/pilot.yaml.",
+    )
+    return Recommendation(settings, (*found.because, *because))
+
+
 def probe_main(args: list[str]) -> None:
-    """Try the templates, and print a recommendation with its evidence."""
+    """Try templates and learning rates, and print a recommendation with its evidence."""
+    options, rest = _options(args)
+    probe = _TemplateProbe(options.templates, options.num_rows)
+    sys.argv = sys.argv[:1]  # Lightning warns of arguments given twice
+    try:
+        with TemporaryDirectory() as name:  # the probe leaves nothing in a run's folder
+            stage = _probed(probe, rest, name)
+            found = recommend(probe.findings)
+            sys.stdout.write(in_words(probe.findings, options.num_rows))
+            if options.pilot_steps:
+                found, lines = _piloted(found, rest, stage, Path(name), options)
+                sys.stdout.write("".join(f"{line}\n" for line in lines))
+    except (UsageError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from error
+    sys.stdout.write("".join(f"{sentence}\n" for sentence in found.because))
+    if not options.pilot_steps:
+        sys.stdout.write("Learning rate and steps are for a pilot to find: --pilot_steps 8\n")
+    if options.output is not None:
+        write_text_atomically(options.output, as_config(found))
+        sys.stdout.write(f"Written to {options.output}: give it as a last --config\n")
+
+
+def _options(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The probe's own options, and those of the configuration."""
     parser = argparse.ArgumentParser(
         prog="sdft probe",
-        usage="%(prog)s --config CONFIG [--num_rows N] [options]",
+        usage="%(prog)s --config CONFIG [--num_rows N] [--pilot_steps N] [options]",
         description=__doc__,
         epilog="All options of validate are taken, --config among them, several times if need be.",
     )
@@ -151,11 +205,32 @@ def probe_main(args: list[str]) -> None:
     parser.add_argument(
         "--templates", nargs="+", default=shipped_templates(), help="names or .jinja files"
     )
+    parser.add_argument(
+        "--pilot_steps",
+        type=int,
+        default=8,
+        help="optimizer steps at each rate, on the first task; 0 for no pilot (default: 8)",
+    )
+    parser.add_argument(
+        "--pilot_rates", type=float, nargs="+", default=RATES, help="learning rates to try"
+    )
     parser.add_argument("--output", type=Path, help="write the recommendation as a configuration")
     options, rest = parser.parse_known_args(args)
     if options.num_rows < 1:
         raise SystemExit(f"error: --num_rows is {options.num_rows}; it must be at least 1")
-    probe = _TemplateProbe(options.templates, options.num_rows)
+    if options.pilot_steps < 0:
+        raise SystemExit(f"error: --pilot_steps is {options.pilot_steps}; it must be 0 or more")
+    if options.pilot_steps and any(each.startswith("--ckpt_path") for each in rest):
+        raise SystemExit("error: a pilot does not train from --ckpt_path: add --pilot_steps 0")
+    for rate in options.pilot_rates:
+        if not 0 < rate < 1:
+            raise SystemExit(f"error: --pilot_rates has {rate:g}; rates lie between 0 and 1")
+    options.pilot_rates = sorted(set(options.pilot_rates))
+    return options, rest
+
+
+def _probed(probe: _TemplateProbe, rest: Sequence[str], folder: str) -> FirstStage:
+    """Run the probe in ``validate``; what the configuration's first stage is."""
 
     class Probing(ContinualCLI):
         """``validate``, which runs the probe."""
@@ -164,27 +239,50 @@ def probe_main(args: list[str]) -> None:
             """Add the probe."""
             self.trainer.callbacks.append(probe)
 
-    sys.argv = sys.argv[:1]  # Lightning warns of arguments given twice
-    try:
-        with TemporaryDirectory() as folder:  # the probe leaves nothing in a run's folder
-            parsed(["validate", *rest, f"--run_dir={folder}"], Probing)
-    except (UsageError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from error
-    found = recommend(probe.findings)
-    sys.stdout.write(in_words(probe.findings, found, options.num_rows))
-    if options.output is not None:
-        write_text_atomically(options.output, as_config(found))
-        sys.stdout.write(f"Written to {options.output}: give it as a last --config\n")
+    cli = parsed(["validate", *rest, f"--run_dir={folder}"], Probing)
+    resolved = json.loads(cli.parser.dump(cli.config, format="json", skip_unset=False))["validate"]
+    [first, *_], plan, seed = cli.datamodule.tasks, cli.datamodule.plan, resolved["seed_everything"]
+    return FirstStage(
+        task=resolved["data"]["tasks"][0],
+        num_validation=len(first.validation),
+        has_test=bool(first.test),
+        batch_size=plan.batch_size,
+        num_steps=-(-plan.num_examples[0] // plan.batch_size),
+        seed=seed if type(seed) is int else 0,
+    )
 
 
-def in_words(findings: Sequence[Finding], found: Recommendation, num_rows: int) -> str:
-    """The evidence, the recommendation, and what remains to be tuned."""
+def _piloted(
+    found: Recommendation,
+    rest: Sequence[str],
+    stage: FirstStage,
+    folder: Path,
+    options: argparse.Namespace,
+) -> tuple[Recommendation, list[str]]:
+    """The recommendation after a pilot of it, and the pilot's results."""
+    recommended = folder / "recommended.yaml"
+    recommended.write_text(as_config(found), "utf-8")
+    number = len(options.pilot_rates)
+    sys.stdout.write(f"Pilot: {number} short runs of this method, --pilot_steps 0 for none\n")
+    sys.stdout.flush()
+    pilot = run_pilot(
+        [*rest, f"--config={recommended}"],
+        stage,
+        folder,
+        rates=options.pilot_rates,
+        num_steps=options.pilot_steps,
+        num_rows=options.num_rows,
+        say=sys.stdout.write,
+    )
+    return with_pilot(found, pilot), pilot.lines()
+
+
+def in_words(findings: Sequence[Finding], num_rows: int) -> str:
+    """What the templates gave."""
     lines = [
         f"\n{num_rows} training rows of each task, means over tasks; the student alone: "
         f"{findings[0].mean('student_accuracy'):.0%}",
         *(each.line() for each in findings),
-        *found.because,
-        "Learning rate and number of steps are for a pilot to find: docs/playbook.md, step 3.",
     ]
     return "\n".join(lines) + "\n"
 
