@@ -60,10 +60,8 @@ class Pilot:
     @property
     def num_steps(self) -> int:
         """Optimizer steps that each rate took."""
-        return self._last(next(iter(self.runs))).step
-
-    def _last(self, rate: float) -> Any:
-        return (self.runs[rate].trajectory or ())[-1]
+        first, *_ = self.runs.values()
+        return max(row.step for row in first.trajectory or ())
 
     def learned(self, rate: float, num_rows: int | None = None) -> tuple[float, float, float]:
         """Accuracy, gain in log-likelihood and drift after some rows of a run, by default all."""
