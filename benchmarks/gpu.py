@@ -1,6 +1,6 @@
 """Measures a GPU in minutes, with one command and one line of JSON.
 
-    python -m benchmarks.gpu [--minutes 8] [--device cuda] [--tiny] [--shape FILE]
+    python -m benchmarks.gpu [--minutes 8] [--device cuda] [--tiny] [--shape FILE] [--study FILE]
 
 In this order, each part only if there is time:
 
@@ -8,7 +8,10 @@ In this order, each part only if there is time:
 2. the tests marked ``gpu``;
 3. steps of SmolLM2-135M by phase, with each engine whose package is installed;
 4. a random model of Qwen2.5-7B's shape, all weights trained in ``memory: lean``: seconds by phase,
-   peak memory beside what ``sdft plan`` says, and fractions of both ceilings.
+   peak memory beside what ``sdft plan`` says, and fractions of both ceilings;
+5. the study of what learning tool calls costs, until the time is up: how many of its runs finished,
+   and each one's last accuracy and drift. Given the same ``--folder``, the same command continues
+   it.
 
 Nothing is downloaded. ``--device cpu --tiny`` runs the same code on small sizes.
 """
@@ -29,6 +32,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from benchmarks.partial_study import partial_study
 from sdft.evaluation.memory_plan import PlannedStep, plan_memory
 from sdft.loss.distillation import distillation_loss
 from sdft.loss.divergence_registry import make_divergence
@@ -42,6 +46,8 @@ from sdft.rollout.request import RolloutRequest, SamplingSettings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHAPES = REPOSITORY / "configs" / "gpu" / "shapes"
+STUDY = REPOSITORY / "configs" / "studies" / "tool_call.yaml"
+SHORTEST_STUDY = 20.0  # seconds; less does not even start a run
 LEARNING_RATE = 1e-5
 
 
@@ -237,6 +243,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to test this command")
     parser.add_argument("--shape", type=Path, default=SHAPES / "qwen2.5-7b.json")
+    parser.add_argument("--study", type=Path, default=STUDY)
+    parser.add_argument("--folder", type=Path, default=Path("runs/gpu_study"), help="of its runs")
     options = parser.parse_args()
     device, start = torch.device(options.device), time.perf_counter()
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
@@ -256,6 +264,8 @@ def main() -> None:
         found["lean"] = lean_steps(device, options.shape, each, found["ceilings"])
         if left() < 4 * (time.perf_counter() - began):
             break
+    if left() > SHORTEST_STUDY:
+        found["study"] = partial_study(options.study, options.folder, left())
     found["minutes"] = round((time.perf_counter() - start) / 60, 2)
     print(json.dumps(found))
 

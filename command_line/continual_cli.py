@@ -34,7 +34,12 @@ from callbacks import (
 from command_line.one_line_errors import OneLineParser, condensed
 from command_line.renamed_keys import refuse_renamed
 from command_line.shipped_configs import CONFIGS, with_shipped_configs
-from command_line.trainer_settings import check_trainer, settle_loggers, suited_callbacks
+from command_line.trainer_settings import (
+    ModuleMaker,
+    check_trainer,
+    settle_loggers,
+    suited_callbacks,
+)
 from datamodules import ContinualDataModule, fit_sequence, without_lightning_chatter
 from lightning_modules import ContinualModule
 from lightning_modules.options import resolved
@@ -113,6 +118,10 @@ class ContinualCLI(LightningCLI):
             super().instantiate_classes()
         except (ValueError, OSError, ImportError, MisconfigurationException) as error:
             raise SystemExit(f"error: {condensed(str(error))}") from error
+
+    def _add_instantiators(self) -> None:
+        super()._add_instantiators()
+        self.parser.add_instantiator(ModuleMaker(self, "model"), ContinualModule)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> Any:
         own = config.get("callbacks") or []

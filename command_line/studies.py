@@ -222,8 +222,7 @@ class Runner:
         if (start is not None and start.result()) or self._stopping:
             return 1
         if run.start is not None and not run.model(self.folder).is_dir():
-            missing = run.model(self.folder)
-            sys.stdout.write(f"{run.name}: not started, {missing} does not exist\n")
+            sys.stdout.write(f"{run.name}: not started, {run.model(self.folder)} does not exist\n")
             return 1
         log = self.log(run.name)
         log.parent.mkdir(parents=True, exist_ok=True)

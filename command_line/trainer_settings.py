@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from pydoc import locate
 from typing import Any
 
 import lightning as L
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
+from lightning.pytorch.cli import _InstantiatorFn
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from callbacks import StageCheckpoint, StageExport, StageProgressBar
@@ -91,3 +94,16 @@ def suited_callbacks(callbacks: Iterable[L.Callback], trainer: dict[str, Any]) -
     if not trainer.get("logger"):
         unwanted.append(LearningRateMonitor)
     return [each for each in callbacks if not isinstance(each, tuple(unwanted))]
+
+
+class ModuleMaker(_InstantiatorFn):
+    """Makes the module; where a strategy shards it, without weights: each rank reads its shards."""
+
+    def __call__(self, *args: Any, applied_instantiation_links: Any, **kwargs: Any) -> Any:
+        """The module, on the meta device if it will be sharded."""
+        strategy = self.cli.config[self.cli.config.subcommand].trainer.strategy
+        sharded = "ModelParallelStrategy" in str(strategy)
+        with torch.device("meta") if sharded else nullcontext():
+            return super().__call__(
+                *args, applied_instantiation_links=applied_instantiation_links, **kwargs
+            )

@@ -22,9 +22,10 @@ from lightning_modules.stage_training import StageTraining
 from sdft.loss.hidden_states import LossPositions, hidden_states_in_parts
 from sdft.loss.reductions import reduction_weights
 from sdft.model.head import VocabularyHead
+from sdft.model.limits import check_reads_rows_alone
 from sdft.model.lora import LoRA
 from sdft.model.pretrained import LoadedModel, load_model
-from sdft.model.sharding import shard
+from sdft.model.sharding import gathered_head, load_shards, shard
 from sdft.rollout.engine_registry import EngineName, make_engine
 from sdft.rollout.request import SamplingSettings
 from sdft.seeds import Stream, mix_seed
@@ -95,6 +96,8 @@ class ContinualModule(StageTraining):
     ) -> None:
         super().__init__()
         _check(learning_rate, weight_decay, warmup_steps, micro_batch_size, memory, lora)
+        if torch.get_default_device().type == "meta":
+            _check_sharded(memory, lora)
         self.model_name, self.lora, self.memory = pretrained, lora, memory
         self.micro_batch_size = micro_batch_size
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
@@ -133,6 +136,7 @@ class ContinualModule(StageTraining):
                 f"pass train_on={self.train_on!r} to the data module"
             )
         if not self._has_checked_rows:
+            self.configure_model()  # the check needs the weights
             check_rows(self, self.trainer.datamodule)
             self._has_checked_rows = True
         num_done = self.trainer.datamodule.num_stages_done
@@ -161,18 +165,26 @@ class ContinualModule(StageTraining):
         return loss + self.anchor.options.weight * kl
 
     def configure_model(self) -> None:
-        """Shard student and teacher over the ranks, if the strategy has a device mesh."""
+        """Shard student and teacher over the ranks, if the strategy has a device mesh.
+
+        Of a module that was made under ``torch.device("meta")``, each rank reads only its shards.
+        """
         if self.device_mesh is not None:
             self._shard(self.device_mesh)
 
     def _shard(self, mesh: DeviceMesh) -> None:
-        require(self.memory == "full", "memory", self.memory, "full where weights are sharded")
-        require(self.lora is None, "lora", self.lora, "null where weights are sharded; use ddp")
+        _check_sharded(self.memory, self.lora)
         size = mesh["tensor_parallel"].size()
         require(size == 1, "tensor_parallel_size, of the strategy,", size, "1")
         for each in list(self.modules()):
             if isinstance(each, PreTrainedModel) and each.get_output_embeddings() is not None:
+                empty = each.device.type == "meta"
                 shard(each, mesh["data_parallel"])
+                if empty:
+                    load_shards(each)
+                    check_reads_rows_alone(each)
+                    with gathered_head(each):
+                        VocabularyHead.of(each)
 
     def hidden_states(
         self,
@@ -278,3 +290,9 @@ def _check(
         memory,
         "full with adapters, which are few; lora.backbone_dtype: bfloat16 saves the rest",
     )
+
+
+def _check_sharded(memory: str, lora: LoRA | None) -> None:
+    """Refuse options that do not go with sharded weights."""
+    require(memory == "full", "memory", memory, "full where weights are sharded")
+    require(lora is None, "lora", lora, "null where weights are sharded; use ddp")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Thread
 from traceback import extract_stack
 from typing import ClassVar
 from unittest import mock
@@ -110,7 +111,9 @@ class PretendedGPU(TorchDispatchMode):
         self.patches = ExitStack()
         self.patches.enter_context(mock.patch.object(torch, "tensor", _tensor))
         self.patches.enter_context(mock.patch.object(torch.cuda, "synchronize"))
+        self.patches.enter_context(mock.patch.object(torch.cuda, "set_device"))
         self.patches.enter_context(mock.patch.object(torch.cuda, "_lazy_init"))
+        self.patches.enter_context(mock.patch.object(Thread, "run", _run_thread))
         return super().__enter__()
 
     def __exit__(self, *error):
@@ -194,6 +197,15 @@ class _Dispatch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return _run(func, args, kwargs or {})
+
+
+_thread_without_a_gpu = Thread.run
+
+
+def _run_thread(thread):
+    """Modes are thread-local: enter one in a thread that is started within a block."""
+    with _Dispatch():
+        _thread_without_a_gpu(thread)
 
 
 def _is_composite(func):

@@ -47,7 +47,8 @@ class VocabularyHead:
 
         Args:
             model: Its output layer must be a plain linear layer.
-            check: Run the model on a few tokens and compare; costs one short forward pass.
+            check: Run the model on a few tokens and compare; costs one short forward pass. A model
+                without weights, on the meta device, is not checked.
 
         Raises:
             ValueError: The output layer is not a plain linear layer, or the model's logits differ
@@ -62,7 +63,7 @@ class VocabularyHead:
         multiplier, softcap = _scaling(_text_config(model))
         embedding = model.get_input_embeddings()  # type: ignore[operator]
         head = cls(layer, multiplier, softcap, tied=embedding.weight is layer.weight)
-        if check:
+        if check and not layer.weight.is_meta:
             head.check_against(model)
         return head
 

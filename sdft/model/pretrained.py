@@ -73,6 +73,8 @@ def load_model(
 ) -> LoadedModel:
     """Load a causal chat model, with fp32 weights or with fp32 adapters on a frozen backbone.
 
+    Under ``torch.device("meta")`` it has none yet: see :func:`sdft.model.sharding.load_shards`.
+
     Args:
         name: A packaged model's name, tiny-random, a local transformers directory, a ``.gguf``
             file, or a hub id such as ``Qwen/Qwen2.5-0.5B-Instruct``.
@@ -86,18 +88,17 @@ def load_model(
         ValueError: The model is not found, has no chat template or end token, or is not a causal
             language model.
     """
-    source = _resolve(name)
+    source, empty = _resolve(name), torch.get_default_device().type == "meta"
     loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if lora is not None:
         dtype = BACKBONE_DTYPES[lora.backbone_dtype]
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **loading)
-        model = AutoModelForCausalLM.from_pretrained(
-            source,
-            **loading,
-            dtype=dtype,
-            use_safetensors=True,  # never a pickle
-        )
+        with torch.device("cpu"):
+            place = "meta" if empty else None
+            model = AutoModelForCausalLM.from_pretrained(  # safetensors only, never a pickle
+                source, **loading, dtype=dtype, use_safetensors=True, device_map=place
+            )
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(
             f"cannot load the model {name!r}: {error}\nGive a packaged model "
@@ -105,7 +106,8 @@ def load_model(
             + ("" if Path(source).exists() else f"; {name} is no directory in {Path.cwd()}")
         ) from error
     check_tokenizer(tokenizer, name)
-    check_reads_rows_alone(model)
+    if not empty:
+        check_reads_rows_alone(model)
     if lora is not None:
         add_adapters(model, lora, seed)
     return LoadedModel(model, tokenizer, end_token_ids(model, tokenizer))
@@ -255,7 +257,7 @@ def _cached(name: str, write: Callable[[Path], None]) -> Path:
     if not directory.is_dir():
         with FileLock(root / f"{name}.lock"):
             if not directory.is_dir():
-                with staged_directory(directory) as staging:
+                with staged_directory(directory) as staging, torch.device("cpu"):
                     write(staging)
     return directory
 

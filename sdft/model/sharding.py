@@ -13,6 +13,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.modeling_utils import LoadStateDictConfig, _get_resolved_checkpoint_files
+
+NUM_NAMED = 3  # missing weights that an error message names
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -28,7 +32,7 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     sharded, and :func:`gathered_parameter` gathers them where :mod:`sdft.model.head` reads them.
 
     Args:
-        model: Causal language model with the same weights on every rank.
+        model: Causal language model with the same weights on every rank, or on the meta device.
         mesh: One-dimensional mesh of the ranks.
     """
     if is_sharded(model):
@@ -46,6 +50,61 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh) -> None:
         if not isinstance(parameter, DTensor):
             shards = distribute_tensor(parameter.detach(), mesh, [Shard(0)])
             setattr(head, name, nn.Parameter(shards, requires_grad=parameter.requires_grad))
+
+
+def load_shards(model: PreTrainedModel) -> None:
+    """Read this rank's shards of a model that was sharded on the meta device.
+
+    They are read from the files that the model's shape came from; of a safetensors file only the
+    slices that this rank holds. This is not a collective.
+
+    Args:
+        model: Made by :func:`sdft.model.pretrained.load_model` under ``torch.device("meta")``.
+
+    Raises:
+        ValueError: The files lack a weight.
+    """
+    shards: Any = next(model.parameters())
+    name, mesh_device = model.config._name_or_path, shards.device_mesh.device_type
+    index = f":{torch.get_device_module().current_device()}" if mesh_device != "cpu" else ""
+    files, sharded_metadata = _get_resolved_checkpoint_files(
+        name,
+        variant=None,
+        gguf_file=None,
+        use_safetensors=True,
+        user_agent=None,
+        is_remote_code=model.is_remote_code(),
+        download_kwargs={"revision": getattr(model.config, "_commit_hash", None)},
+    )
+    loading = LoadStateDictConfig(
+        name,
+        use_safetensors=True,
+        sharded_metadata=sharded_metadata,
+        device_map={"": mesh_device + index},
+        dtype=model.dtype,
+        weight_mapping=get_model_conversion_mapping(model),  # type: ignore[arg-type]
+    )
+    module: Any
+    for module in model.modules():  # building the shape marked their buffers as initialised
+        module._is_hf_initialized = False
+    found, _ = model._load_pretrained_model(model, None, files, loading)
+    missing = model._finalize_model_loading(model, loading, found).missing_keys
+    if missing:
+        raise ValueError(f"the weights of {name} lack {', '.join(sorted(missing)[:NUM_NAMED])}")
+
+
+@contextmanager
+def gathered_head(model: PreTrainedModel) -> Iterator[None]:
+    """Run a block with a gathered output head on this rank, for passes of all ranks together."""
+    head = _ends(model)[1]
+    shards = dict(head.named_parameters())
+    with torch.no_grad():
+        gathered = {name: gathered_parameter(each) for name, each in shards.items()}
+    _put(head, {name: nn.Parameter(each, requires_grad=False) for name, each in gathered.items()})
+    try:
+        yield
+    finally:
+        _put(head, shards)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ if the student changes little within 1 / rate steps, and the product costs no mo
 from __future__ import annotations
 
 import copy
+import logging
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -44,6 +45,8 @@ from sdft.model.teacher_options import (
     ema_update,
 )
 from sdft.seeds import Stream, mix_seed
+
+logger = logging.getLogger(__name__)
 
 NUM_NAMED = 3  # differing tokens that an error message names
 
@@ -214,6 +217,10 @@ def _other_model(
             f"{needed}: use a teacher with as many"
         )
     if found > needed:
+        if loaded.model.device.type == "meta":
+            logger.warning("every process reads all of %s, since its head has to be cut", name)
+            with torch.device("cpu"):
+                loaded = load_model(name)
         loaded.model.resize_token_embeddings(needed)
     return loaded.model
 

@@ -21,7 +21,7 @@ class ContinuousBatchingEngine:
     The cache is freed after each call and prompts share no pages, so that nothing computed with
     older weights is ever read. Log-probabilities are those ``generate_batch`` reports, under the
     distribution it drew from. It does not support stop strings, so rows are cut afterwards. Drafts
-    are not used. Tested only where a CUDA device is present.
+    are not used.
 
     Args:
         max_memory_percent: Fraction of the free GPU memory that the cache may take, in (0, 1).

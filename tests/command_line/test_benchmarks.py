@@ -4,7 +4,10 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
+from benchmarks.partial_study import partial_study
+from tests.child_runs import write_config
 from tests.conftest import REPOSITORY
 
 
@@ -76,7 +79,8 @@ def test_the_gpu_benchmark_runs_on_a_cpu_and_ends_with_one_line(tmp_path):
     shape = {"model_type": "qwen2", "hidden_size": 64, "intermediate_size": 128, "vocab_size": 512}
     shape |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     (tmp_path / "shape.json").write_text(json.dumps(shape))
-    options = ["--device=cpu", "--tiny", "--minutes=1", f"--shape={tmp_path / 'shape.json'}"]
+    options = ["--device=cpu", "--tiny", "--minutes=20", f"--shape={tmp_path / 'shape.json'}"]
+    options += [f"--study={write_study(tmp_path)}", f"--folder={tmp_path / 'study'}"]
     found = last_line("-m", "benchmarks.gpu", *options)
     assert found["device"] == "CPU"
     assert found["ceilings"].keys() == {"tflops", "gb_per_s"}
@@ -85,3 +89,29 @@ def test_the_gpu_benchmark_runs_on_a_cpu_and_ends_with_one_line(tmp_path):
     for each in (found["small"]["in_place"], found["lean"]["phases"]):
         assert all(each[phase] > 0 for phase in phases)
     assert found["lean"]["planned_peak_gib"] > 0
+    assert found["study"]["runs"] == found["study"]["finished"] == 1
+    (last,) = found["study"]["last_rows"].values()
+    assert last["global_step"] == 5
+    assert last["accuracy"].keys() == {"one", "two"}
+    assert last["general_drift"] > 0
+
+
+def write_study(folder, num_runs=1):
+    """A study of two small tasks on the tiny model."""
+    config = write_config(folder)
+    options = {"trajectory.every_n_steps": 1, "trajectory.num_prompts": 2}
+    options |= {"trajectory.num_rows": 2, "trajectory.max_new_tokens": 4}
+    arms = {"sdft": {"options": options}}
+    runs = [{"arms": ["sdft"], "seeds": list(range(num_runs))}]
+    file = folder / "study.yaml"
+    study = {"config": [str(config)], "arms": arms, "runs": runs}
+    file.write_text(yaml.safe_dump(study), encoding="utf-8")
+    return file
+
+
+@pytest.mark.slow
+def test_a_study_ends_when_its_time_is_up_and_the_next_call_continues_it(tmp_path):
+    study = write_study(tmp_path)
+    stopped = partial_study(study, tmp_path / "study", seconds=0.1)
+    assert stopped == {"runs": 1, "finished": 0, "last_rows": {}}
+    assert partial_study(study, tmp_path / "study", seconds=300)["finished"] == 1

@@ -65,6 +65,13 @@ CASES = {
         SDFTModule,
         {"rollout_engine": "generate", "rollout_engine_options": {"static_cache": True}},
     ),
+    "continuous batching": (
+        SDFTModule,
+        {
+            "rollout_engine": "continuous_batching",
+            "rollout_engine_options": {"max_memory_percent": 0.05},  # of host memory, here
+        },
+    ),
     "adapters": (SDFTModule, {"lora": LoRA(r=2)}),
     "adapters, base teacher": (SDFTModule, {"lora": LoRA(r=2), "teacher": {"kind": "base"}}),
     "sft": (SFTModule, {}),
@@ -95,11 +102,13 @@ def one_step(kind, options):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_step_on_a_gpu_mixes_no_devices_and_is_the_step_on_a_cpu(case):
-    expected, batch = one_step(*CASES[case])
+def test_a_step_on_a_gpu_mixes_no_devices_and_is_the_step_on_a_cpu(case, monkeypatch):
+    with monkeypatch.context() as there_is_one:  # for the options' check
+        there_is_one.setattr(torch.cuda, "is_available", lambda: True)
+        expected, batch = one_step(*CASES[case])
+        module, _ = one_step(*CASES[case])
     loss = expected.training_step(batch, 0)
     loss.backward()
-    module, _ = one_step(*CASES[case])
     to_gpu(module)
     module._device = GPU
     with PretendedGPU():
