@@ -236,6 +236,7 @@ def _of_the_loss(step: PlannedStep, student: PreTrainedModel) -> dict[str, int]:
                 weights=torch.zeros(count),
                 divergence=make_divergence("forward_kl"),
                 tile_rows=default_tile_rows(head.vocab_size, torch.device(step.device_type)),
+                tile_dtype=torch.float32 if step.device_type == "cuda" else None,
             ).loss
         tiles = live.peak - activations
         live.restart_peak()

@@ -42,6 +42,7 @@ def distillation_loss(
     temperature: float = 1.0,
     sequence_index: Tensor | None = None,
     tile_rows: int | None = None,
+    tile_dtype: torch.dtype | None = None,
 ) -> DistillationLoss:
     """Sum over positions of weight * divergence(student, teacher).
 
@@ -62,6 +63,7 @@ def distillation_loss(
             prefix score. For these, rows must be grouped by sequence and ordered by position, and
             must include masked positions, whose tokens' scores count even though their weight is 0.
         tile_rows: Most rows per tile; None chooses by vocabulary and device.
+        tile_dtype: Type of the tiles' products; None is the device's.
 
     Raises:
         ValueError: Shapes or vocabularies do not match, the temperature is not positive, or
@@ -81,6 +83,7 @@ def distillation_loss(
         temperature=temperature,
         sequence_ends=ends,
         tile_rows=tile_rows,
+        tile_dtype=tile_dtype,
     )(student_hidden)
     return DistillationLoss(loss, values)
 

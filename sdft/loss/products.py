@@ -13,6 +13,7 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 VOCABULARY_SLICE = 8192
 
@@ -20,9 +21,10 @@ VOCABULARY_SLICE = 8192
 @cache
 def keeps_float32_sums(device: str, dtype: torch.dtype) -> bool:
     """Whether a device type can multiply factors of this dtype into float32, found by trying."""
-    factor = torch.ones(8, 8, device=device, dtype=dtype)
     try:
-        torch.mm(factor, factor, out_dtype=torch.float32)
+        with unset_fake_temporarily():  # tensors without data would say yes for every device
+            factor = torch.ones(8, 8, device=device, dtype=dtype)
+            torch.mm(factor, factor, out_dtype=torch.float32)
     except (NotImplementedError, RuntimeError, TypeError):
         return False
     return True
@@ -47,23 +49,22 @@ def product_into(out: Tensor, left: Tensor, right: Tensor, bias: Tensor | None =
     return torch.addmm(bias.to(out.dtype), left, right, out=out)
 
 
-def product(left: Tensor, right: Tensor) -> Tensor:
-    """The product of (n, m) and (m, k), in the type that :func:`product_dtype` gives."""
-    dtype = product_dtype(left.device, left.dtype)
+def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """The product of (n, m) and (m, k) in a type that :func:`product_dtype` gives."""
     return left @ right if dtype == left.dtype else torch.mm(left, right, out_dtype=dtype)
 
 
-def add_outer(total: Tensor, left: Tensor, right: Tensor) -> None:
+def add_outer(total: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype) -> None:
     """Add left.T @ right, of (n, V) and (n, D), to the total (V, D) in the total's type.
 
-    Factors of another type are multiplied by :func:`product`, one slice of the vocabulary at a
-    time.
+    Factors of another type are multiplied by :func:`product`, with results of ``dtype``, one slice
+    of the vocabulary at a time.
     """
     if left.dtype == total.dtype:
         total.addmm_(left.t(), right)
         return
     for part in slices_from_the_end(total.shape[0], VOCABULARY_SLICE):
-        total[part] += product(left[:, part].t(), right)
+        total[part] += product(left[:, part].t(), right, dtype).to(total.dtype)
 
 
 def slices_from_the_end(stop: int, step: int) -> Iterator[slice]:

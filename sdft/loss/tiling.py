@@ -54,6 +54,7 @@ class TiledLoss:
         sequence_ends: (N,), the first row after each row's sequence, for divergences with a
             prefix score; otherwise None.
         tile_rows: Most rows per tile; None chooses by vocabulary and device.
+        tile_dtype: Type of the products; None is the device's, see :mod:`sdft.loss.products`.
 
     Raises:
         ValueError: The temperature or ``tile_rows`` is not positive.
@@ -68,6 +69,7 @@ class TiledLoss:
     temperature: float = 1.0
     sequence_ends: Tensor | None = None
     tile_rows: int | None = None
+    tile_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         if not self.temperature > 0.0:
@@ -183,7 +185,7 @@ class _Sweep:
         self.tile_rows = even_step(count, most)
         self.block_rows = even_step(self.tile_rows, -(-most // BLOCKS_PER_TILE))
         size = (self.tile_rows, weight.shape[0])
-        tile_dtype = product_dtype(hidden.device, dtype)
+        tile_dtype = job.tile_dtype or product_dtype(hidden.device, dtype)
         self.student_tile = hidden.new_empty(size, dtype=tile_dtype)
         self.teacher_tile = self.student_tile
         if self.teacher is not None:
@@ -262,9 +264,10 @@ class _Sweep:
         grad_hidden, grad_weight, grad_bias = self.gradients
         factor = gradient.to(self.student.weight.dtype)
         if grad_hidden is not None:
-            grad_hidden[rows] = product(factor, self.student.weight)
+            grad_hidden[rows] = product(factor, self.student.weight, self.student_tile.dtype)
         if grad_weight is not None:
-            add_outer(grad_weight, factor, self.hidden[rows].to(factor.dtype))
+            read = self.hidden[rows].to(factor.dtype)
+            add_outer(grad_weight, factor, read, self.student_tile.dtype)
         if grad_bias is not None:
             grad_bias += gradient.sum(0, dtype=grad_bias.dtype)
 

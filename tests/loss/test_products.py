@@ -112,4 +112,4 @@ def test_a_gpu_keeps_float32_sums():
     out = torch.empty(64, 64, device=gpu)
     products.product_into(out, left, right, bias=torch.ones(64, device=gpu))
     torch.testing.assert_close(out, left.float() @ right.float() + 1, rtol=1e-5, atol=1e-4)
-    assert products.product(left, right).dtype == torch.float32
+    assert products.product(left, right, torch.float32).dtype == torch.float32
