@@ -179,7 +179,7 @@ def test_every_config_parses(config, tmp_path):
         pytest.skip("a part of other configurations, or a study; both have tests of their own")
     configs = [f"--config={config}"]
     if "class_path" not in (yaml.safe_load(config.read_text()).get("model") or {}):
-        configs.insert(0, f"--config={REPOSITORY}/configs/quickstart.yaml")  # as an override config
+        configs.insert(0, f"--config={REPOSITORY}/configs/smollm2/quickstart_sdft.yaml")
     log = tmp_path / "log"
     assert run("fit", *configs, "--print_config", log=log) == 0, log.read_text()
     assert "class_path: lightning_modules" in log.read_text()

@@ -26,7 +26,8 @@ SMALL = [
 ]
 EXPERIMENTS = [
     (CONFIGS / "quickstart.yaml",),
-    (CONFIGS / "quickstart.yaml", CONFIGS / "smollm2" / "quickstart_lora.yaml"),
+    (CONFIGS / "smollm2" / "quickstart_sdft.yaml",),
+    tuple(CONFIGS / "smollm2" / f"{name}.yaml" for name in ("quickstart_sdft", "quickstart_lora")),
     (CONFIGS / "smollm2" / "quickstart_longer.yaml",),
     (CONFIGS / "smollm2" / "three_public_tasks.yaml",),
     (CONFIGS / "smollm2" / "clinc_snips_banking.yaml",),

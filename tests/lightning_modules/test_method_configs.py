@@ -66,7 +66,7 @@ def test_a_method_config_overrides_another(name, tmp_path, monkeypatch):
     log = tmp_path / "log"
     config = write_config(
         tmp_path,
-        teacher={"kind": "ema", "rate": 0.02, "reset_each_stage": False},  # as the quickstart
+        teacher={"kind": "ema", "rate": 0.02, "reset_each_stage": False},  # as quickstart_sdft
     )
     code = run(
         "fit", f"--config={config}", f"--config={CONFIGS}/methods/{name}.yaml",
