@@ -22,6 +22,7 @@ from tests.lightning_modules.test_teacher_samples import SaveAt
 CONFIGS = REPOSITORY / "configs"
 METHODS = {
     "anchor": "SDFT + anchor",
+    "anchor_on_earlier_tasks": "SDFT + anchor",
     "cpt": "CPT",
     "dft": "DFT",
     "filtered": "SDFT",
