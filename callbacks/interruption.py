@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
 from callbacks.stage_checkpoint import StageCheckpoint, at_stage_end
+from sdft.runs.checkpoint_files import LAST
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 REQUEUEING = signal.SIGUSR1  # sent by SLURM shortly before a job's time limit
@@ -91,14 +93,20 @@ class StopOnSignal(Checkpoint):
     def _leave(self, trainer: L.Trainer) -> None:
         received = self.received or signal.SIGTERM  # it may have reached only another rank
         if trainer.is_global_zero:
-            saved = "the same command with --ckpt_path last resumes from here"
             sys.stderr.write(
                 f"stopped by {received.name} after step {trainer.global_step}; "
-                f"{saved if self.checkpoint else 'nothing was saved: checkpoints are off'}\n"
+                f"{self._how_to_continue(trainer)}\n"
             )
             if received == REQUEUEING:
                 requeue()
         raise SystemExit(128 + received)
+
+    def _how_to_continue(self, trainer: L.Trainer) -> str:
+        if self.checkpoint is None:
+            return "nothing was saved: checkpoints are off"
+        if (Path(trainer.default_root_dir) / "checkpoints" / LAST).exists():
+            return "the same command with --ckpt_path last resumes from here"
+        return "there is nothing to save yet; the same command with --ckpt_path auto starts again"
 
 
 def requeue() -> None:

@@ -232,7 +232,8 @@ class Runner:
             code = process.wait()
         if code == 0:
             write_json_atomically(self.folder / run.name / FINISHED, run.record())
-        sys.stdout.write(f"{run.name}: {'finished' if code == 0 else f'failed, see {log}'}\n")
+        ended = "stopped" if self._stopping else f"failed, see {log}"
+        sys.stdout.write(f"{run.name}: {'finished' if code == 0 else ended}\n")
         sys.stdout.flush()
         return code
 

@@ -128,6 +128,17 @@ def test_a_signal_ends_the_run_in_order(number, code, hook, step, saved, uninter
     assert_same_outcome(tmp_path / "run", reference)
 
 
+def test_a_run_stopped_before_its_first_step_says_that_it_starts_again(uninterrupted, tmp_path):
+    config, reference = uninterrupted
+    signalled = kill_at(tmp_path, "on_validation_batch_start", 0, signal.SIGTERM)
+    log = tmp_path / "run.log"
+    assert fit(tmp_path, config, "run", *signalled) == 143, log.read_text()
+    said = "after step 0; there is nothing to save yet; the same command with --ckpt_path auto"
+    assert said in log.read_text()
+    assert fit(tmp_path, config, "run", "--ckpt_path=auto") == 0, log.read_text()
+    assert_same_outcome(tmp_path / "run", reference)
+
+
 def test_a_slurm_job_out_of_time_is_requeued_and_goes_on(uninterrupted, tmp_path, monkeypatch):
     config, reference = uninterrupted
     scontrol = tmp_path / "bin" / "scontrol"

@@ -202,15 +202,17 @@ def test_a_stopped_study_lets_its_run_save_and_then_continues(tmp_path):
     arms = {"sft": {"options": {"checkpoint.every_n_steps": 1000}}}
     study = write_study(tmp_path, [{"seeds": [1, 2]}], arms, [config])
     command = [sys.executable, "study.py", str(study), "--folder", str(tmp_path / "runs")]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=pipe, stderr=pipe, text=True)
     folder = tmp_path / "runs" / "sft_seed1"
     deadline = time.monotonic() + 120
-    while not (folder / "retention.json").exists() and time.monotonic() < deadline:
+    log = tmp_path / "runs" / "logs" / "sft_seed1.log"
+    while not (log.exists() and "train/loss" in log.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    time.sleep(1)
     process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=60)
+    output, error = process.communicate(timeout=60)
     assert process.returncode == 1
+    assert output == "sft_seed1: stopped\n"
     assert "start the same command again" in error
     assert (folder / "checkpoints" / "last.ckpt").exists()
     assert not (tmp_path / "runs" / "sft_seed2").exists()
