@@ -41,6 +41,7 @@ from command_line.trainer_settings import (
     suited_callbacks,
 )
 from datamodules import ContinualDataModule, fit_sequence, without_lightning_chatter
+from datamodules.row_options import check_numbers
 from lightning_modules import ContinualModule
 from lightning_modules.options import resolved
 from sdft.runs.checkpoint_files import ResumeError, read_summary
@@ -127,7 +128,10 @@ class ContinualCLI(LightningCLI):
         own = config.get("callbacks") or []
         own = own if isinstance(own, list) else [own]
         config["callbacks"] = suited_callbacks([*own, *callbacks], config)
-        return super()._instantiate_trainer(config, [])
+        try:
+            return super()._instantiate_trainer(config, [])
+        except TypeError as error:  # a flag of a type that Lightning checks by itself
+            raise ValueError(f"trainer: {error}") from error
 
     def before_instantiate_classes(self) -> None:
         """Determine the run directory and the checkpoint to resume from, before any loading."""
@@ -140,6 +144,7 @@ class ContinualCLI(LightningCLI):
     def _check_data(self) -> None:
         """Check options of the data as far as possible before the model is loaded."""
         data = self.config[self.config.subcommand].data
+        check_numbers(**vars(data))
         TeacherTemplate.load(data.teacher_template)
         for task in data.tasks:
             options = vars(task.get("init_args", task))

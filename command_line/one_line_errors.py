@@ -51,6 +51,7 @@ def condensed(message: str) -> str:
     text = KEY.sub(r"\1:", text)
     text = re.sub(r"Problem with given class_path '([^']+)':", r"\1:", text)
     text = re.sub(r"Expected an? <class '(\w+)'>\. Got value: (\S+)", r"expected \1, got \2", text)
+    text = re.sub(r"Expected an? <class '(\w+)'>", r"expected \1", text)
     choice = r": Expected a typing\.Literal\[(.+?)\]\. Got value: (\S+)"
     text = re.sub(choice, _choices, text)
     text = re.sub(r"\bmodel: [\w.]+: (\w+) is ", r"model.\1 is ", text)
@@ -77,6 +78,8 @@ def _meant(message: str, options: Iterable[str]) -> str:
         return "; give a configuration that states them, such as --config quickstart"
     if unknown := re.search(r"unrecognized arguments: (--[\w.]+)", message):
         return _closest(unknown[1], options)
+    if unknown := re.search(r"does not accept option '([\w.]+)'", message):
+        return _closest(unknown[1], (option.lstrip("-") for option in options))
     if unknown := re.search(r"Option '(\w+)' is not accepted", message):
         owner = re.findall(r"class_path '([\w.]+)'", message)
         return _closest(unknown[1], _parameters(locate(owner[-1])) if owner else ())
@@ -88,7 +91,7 @@ def _meant(message: str, options: Iterable[str]) -> str:
 def _closest(name: str, known: Iterable[str]) -> str:
     known = sorted({*known})
     begin_alike = [each for each in known if each.lower().startswith(name.lower())]
-    near = begin_alike[:3] or _alike(name, known)
+    near = begin_alike[:3] or _alike(name, known) or _group_alike(name, known)
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
@@ -98,6 +101,13 @@ def _alike(name: str, known: Iterable[str]) -> list[str]:
     near = get_close_matches(name.rpartition(".")[2].lstrip("-"), {*last.values()}, n=3)
     found = [each for part in near for each in last if last[each] == part]
     return sorted(found, key=lambda each: -SequenceMatcher(None, name, each).ratio())[:3]
+
+
+def _group_alike(name: str, known: Iterable[str]) -> list[str]:
+    """The group whose name is like the first part of this one: ``model`` for ``modle.lora``."""
+    groups = {each.partition(".")[0] for each in known}
+    group = name.partition(".")[0]
+    return [] if group in groups else get_close_matches(group, groups, n=1)
 
 
 def _parameters(kind: Any) -> set[str]:

@@ -62,11 +62,11 @@ def _read(config: str) -> Any:
     """The content of a configuration; None if the parser will report an error in it.
 
     Raises:
-        SystemExit: A file is not valid YAML.
+        SystemExit: A file is not valid YAML, or no mapping.
     """
     path = Path(config)
     try:
-        return yaml.safe_load(path.read_text("utf-8") if path.is_file() else config)
+        content = yaml.safe_load(path.read_text("utf-8") if path.is_file() else config)
     except yaml.MarkedYAMLError as error:
         if error.problem_mark is None or not path.is_file():
             return None
@@ -76,6 +76,10 @@ def _read(config: str) -> Any:
         ) from error
     except (yaml.YAMLError, OSError, UnicodeDecodeError):
         return None
+    if path.is_file() and not isinstance(content, Mapping):
+        held = "is empty" if content is None else f"holds {content!r:.40}"
+        raise SystemExit(f"error: {path} {held}; a configuration is a mapping, such as model: …")
+    return content
 
 
 def _flat(options: Any, name: str = "") -> Iterator[tuple[str, Any]]:

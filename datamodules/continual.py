@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -13,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.loaders import EvaluationLoader, Share, StageLoader
-from datamodules.row_options import TaskReading, require_positive
+from datamodules.row_options import TaskReading, check_numbers
 from sdft.runs.checkpoint_files import ResumeError
 from sdft.runs.run_settings import differences
 from sdft.stages import Place, StagePlan
@@ -59,13 +58,10 @@ class ContinualDataModule(TaskReading):
         seed: int = 0,
         **reading: Any,
     ) -> None:
-        require_positive(
-            batch_size=batch_size,
-            epochs_per_stage=epochs_per_stage,
-            eval_batch_size=eval_batch_size,
-            examples_per_stage=1 if examples_per_stage is None else examples_per_stage,
-        )
-        _check_shares(replay_fraction, min_agreement)
+        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
+        budget = {"epochs_per_stage": epochs_per_stage, "examples_per_stage": examples_per_stage}
+        shares = {"replay_fraction": replay_fraction, "min_agreement": min_agreement}
+        check_numbers(**sizes, **budget, **shares)
         _check_stages(tasks, replay_fraction, num_trained_tasks)
         super().__init__(tasks, tokenizer, seed=seed, **reading)
         self.eval_batch_size = eval_batch_size
@@ -194,13 +190,6 @@ class ContinualDataModule(TaskReading):
             self.eval_batch_size,
             lambda batch: self.reader.evaluation_batch(task, batch),
         )
-
-
-def _check_shares(replay_fraction: float, min_agreement: float) -> None:
-    if not 0.0 <= replay_fraction < math.inf:
-        raise ValueError(f"data.replay_fraction is {replay_fraction}; it must be 0 or more")
-    if not 0.0 <= min_agreement < 1.0:
-        raise ValueError(f"data.min_agreement is {min_agreement}; it must lie in [0, 1)")
 
 
 def _check_stages(specs: Sequence[TaskSpec], replay_fraction: float, num_trained: int) -> None:

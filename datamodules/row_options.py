@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -79,7 +80,7 @@ class TaskReading(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        require_positive(max_prompt_tokens=max_prompt_tokens, num_demonstrations=num_demonstrations)
+        check_numbers(max_prompt_tokens=max_prompt_tokens, num_demonstrations=num_demonstrations)
         tokenizer = _checked(tasks, train_on, tokenizer)
         self.train_on, self.max_prompt_tokens = train_on, max_prompt_tokens
         template = TeacherTemplate.load(teacher_template)
@@ -116,15 +117,32 @@ class TaskReading(L.LightningDataModule):
             self.tasks = tuple(map(self.reader.fitting, self.tasks))
 
 
-def require_positive(**options: int) -> None:
-    """Refuse options of the data below 1.
+COUNTS = (
+    "batch_size",
+    "eval_batch_size",
+    "epochs_per_stage",
+    "examples_per_stage",
+    "max_prompt_tokens",
+    "num_demonstrations",
+)
+RANGES = {
+    **{name: (lambda value: value >= 1, "at least 1") for name in COUNTS},
+    "replay_fraction": (lambda value: 0 <= value < math.inf, "0 or more"),
+    "min_agreement": (lambda value: 0 <= value < 1, "in [0, 1)"),
+}
+"""Option of the data -> which numbers are in range, and how to say it."""
+
+
+def check_numbers(**options: Any) -> None:
+    """Refuse numbers out of range; other options and null pass.
 
     Raises:
         ValueError: Names the option and its value.
     """
-    for name, value in options.items():
-        if value < 1:
-            raise ValueError(f"data.{name} is {value}; it must be at least 1")
+    for name, (holds, expected) in RANGES.items():
+        value = options.get(name)
+        if value is not None and not holds(value):
+            raise ValueError(f"data.{name} is {value}; it must be {expected}")
 
 
 def _checked(

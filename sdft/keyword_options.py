@@ -1,25 +1,29 @@
-"""Options that a configuration gives by name to a class: checked before the class is called."""
+"""Options that a configuration gives by name to a class or function: checked before the call."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
-def check_options(kind: Callable[..., Any], options: Mapping[str, Any], what: str) -> None:
-    """Check that a class takes these options, and needs no others.
+def check_options(
+    kind: Callable[..., Any], options: Mapping[str, Any], what: str, given: Sequence[str] = ()
+) -> None:
+    """Check that a class or function takes these options, and needs no others.
 
     Args:
-        kind: The class.
+        kind: The class or function.
         options: Keyword arguments of it.
         what: What the options belong to, for errors.
+        given: Parameters that are no options.
 
     Raises:
         ValueError: An option is unknown, missing or of the wrong type.
     """
-    parameters = inspect.signature(kind).parameters
-    hints = get_type_hints(vars(kind)["__init__"])
+    signature = inspect.signature(kind).parameters
+    parameters = {name: each for name, each in signature.items() if name not in given}
+    hints = get_type_hints(vars(kind).get("__init__", kind))
     for name, value in options.items():
         if name not in parameters:
             known = ", ".join(parameters) or "none"

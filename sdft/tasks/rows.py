@@ -164,7 +164,8 @@ def _present(record: Mapping[str, Any], name: str, where: str) -> Any:
         names = [*record, *(meta if isinstance(meta, Mapping) else ())]
         present = ", ".join(key for key in names if key not in ("id", "meta")) or "none"
         raise ValueError(
-            f"{where}: field {name!r} {state}; every row needs it (present: {present:.200})"
+            f"{where}: field {name!r} {state}; every row needs it (present: {present:.200}); the "
+            "task's option columns maps other names"
         )
     return record[name]
 

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from sdft.keyword_options import check_options
 from sdft.scorers.judge import Judge
 from sdft.scorers.scorer_registry import get_scorer
 from sdft.tasks.columns import check_columns
@@ -131,6 +132,13 @@ class TaskSpec:
             raise ValueError(
                 f"task {self.name!r}: unknown generator {self.generator!r}; "
                 f"use one of {', '.join(GENERATORS)}"
+            )
+        if self.generator is not None:
+            check_options(
+                GENERATORS[self.generator],
+                self.generator_options or {},
+                f"task {self.name!r}: generator {self.generator}",
+                given=("split", "num_rows", "seed"),
             )
         if self.source is not None and shipped_rows(self.source) is None:
             try:

@@ -171,8 +171,8 @@ def _generated_splits(spec: TaskSpec, generator: str, seed: int) -> Splits:
         number = NUM_GENERATED[split] if number is None else number
         try:
             rows = generate(generator, split, number, seed, **(spec.generator_options or {}))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"task {spec.name!r}, generator_options: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"task {spec.name!r}: {error}") from error
         splits[split] = tuple(replace(row, task=spec.name) for row in rows)
     return splits
 

@@ -40,6 +40,11 @@ MISTAKES = {
     "no such callback": (["--trainer.callbacks+=RetentionTrack"], "mean RetentionTracker?"),
     "a typo in an option": (["--model.init_args.lerning_rate=1"], "did you mean learning_rate?"),
     "a typo in a flag": (["--data.batchsize=3"], "did you mean --data.batch_size"),
+    "a typo in a configuration": (
+        ["--config=data: {batchsize: 3}"],
+        "did you mean data.batch_size",
+    ),
+    "a typo in a group": (["--config=modle: {lora: null}"], "did you mean model?\n"),
     "a flag of another group": (["--trainer.keep_stage=1"], "mean --checkpoint.keep_stages"),
     "a flag like no other": (["--data.scorer=contains"], "arguments: --data.scorer=contains\n"),
     "a text as a number": (["--model.init_args.learning_rate=fast"], "expected float, got fast"),
@@ -51,6 +56,8 @@ MISTAKES = {
         ["--model.init_args.pretrained=no/such"],
         "no/such is no directory in /",
     ),
+    "a text as a device": (["--trainer.devices=two"], "trainer: `devices` selected with"),
+    "a text as a seed": (["--seed_everything=abc"], "seed_everything: expected int\n"),
     "no such accelerator": (["--trainer.accelerator=abacus"], "accelerator"),
     "no such template": (["--data.teacher_template=nope"], "teacher_template 'nope'"),
     "a file as run directory": (["--run_dir=/dev/null"], "the run directory /dev/null is a file"),
@@ -96,6 +103,11 @@ def test_what_is_wrong_with_the_data_is_said_before_the_model_is_loaded(config, 
     assert "has no validation rows" in errors(tmp_path, tmp_path / "own.yaml")
 
 
+def test_numbers_out_of_range_are_said_before_the_model_is_loaded(config, tmp_path):
+    wrong = ("--model.init_args.pretrained=no/such", "--data.batch_size=0")
+    assert "data.batch_size is 0; it must be at least 1" in errors(tmp_path, config, *wrong)
+
+
 def test_broken_yaml_is_named_with_file_and_line(tmp_path):
     broken = tmp_path / "broken.yaml"
     broken.write_text("model: [1, 2\ndata: 3\n")
@@ -109,6 +121,14 @@ def test_a_jinja_template_with_a_typo_is_named(config, tmp_path):
     template.write_text("{% call user() %}{{ queston }}{% endcall %}")
     error = errors(tmp_path, config, f"--data.teacher_template={template}")
     assert f"{template}: unknown field(s) queston" in error
+
+
+@pytest.mark.parametrize(("text", "said"), [("", "is empty"), ("- a\n- b\n", "holds ['a', 'b']")])
+def test_a_configuration_that_is_no_mapping_is_named(text, said, tmp_path):
+    (tmp_path / "own.yaml").write_text(text)
+    assert f"own.yaml {said}; a configuration is a mapping" in errors(
+        tmp_path, tmp_path / "own.yaml"
+    )
 
 
 @pytest.mark.parametrize(

@@ -68,5 +68,5 @@ def test_a_task_without_any_agreement_is_refused(tmp_path):
 
 @pytest.mark.parametrize("value", [-0.1, 1.0])
 def test_a_threshold_out_of_range_is_refused(value, tmp_path):
-    with pytest.raises(ValueError, match=rf"data.min_agreement is {value}; it must lie in"):
+    with pytest.raises(ValueError, match=rf"data.min_agreement is {value}; it must be in"):
         train(sdft(SFTModule), tmp_path, min_agreement=value)

@@ -273,11 +273,11 @@ def test_a_generators_options_reach_it():
 @pytest.mark.parametrize(
     ("generator", "options", "message"),
     [
-        ("new_facts", {"num_entities": 0}, "task 'facts', generator_options: .*num_entities"),
-        ("routing", {"num_entities": 2}, "task 'facts', generator_options: .*num_entities"),
+        ("new_facts", {"num_entities": 0}, "task 'facts': .*num_entities"),
+        ("routing", {"num_entities": 2}, "generator routing has no option num_entities; it has: t"),
+        ("routing", {"team": 99}, "task 'facts': team is 99"),
     ],
 )
 def test_an_option_the_generator_refuses_is_an_error(generator, options, message):
-    spec = TaskSpec(name="facts", generator=generator, generator_options=options)
     with pytest.raises(ValueError, match=message):
-        load_task(spec)
+        load_task(TaskSpec(name="facts", generator=generator, generator_options=options))
