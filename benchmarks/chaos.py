@@ -13,7 +13,6 @@ is compared, and another one starts. ``--quick`` kills three times. The last lin
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import random
@@ -25,12 +24,12 @@ import time
 import traceback
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 
-TRAIN = Path(__file__).resolve().parents[1] / "train.py"
+from command_line.continual_cli import main
+
 # Where to kill -> functions then on the main thread's stack; at any instant if there are none.
 PLACES = {
     "anywhere": set(),
@@ -43,7 +42,7 @@ TASKS = ("routing", "tool_call", "new_facts")
 NUM_STAGES = 6
 
 
-def main() -> None:
+def kill_and_compare() -> None:
     """Run the reference, then the runs to be killed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
@@ -51,7 +50,6 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="three kills")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    import_train()  # once, for all legs
     print(json.dumps(chaos(3 if options.quick else options.kills, random.Random(options.seed))))
 
 
@@ -118,22 +116,11 @@ def _leg_in_child(
             arguments = (threading.main_thread().ident, PLACES[place], chance)
             threading.Thread(target=_kill, args=arguments, daemon=True).start()
         try:
-            import_train().main(
-                ["fit", f"--config={config}", f"--run_dir={run_dir}", "--ckpt_path=auto"]
-            )
+            main(["fit", f"--config={config}", f"--run_dir={run_dir}", "--ckpt_path=auto"])
         except BaseException:
             traceback.print_exc()
             return 1
     return 0
-
-
-def import_train() -> ModuleType:
-    """The command line, wherever this file is run from."""
-    if "train" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("train", TRAIN)
-        sys.modules["train"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["train"])
-    return sys.modules["train"]
 
 
 def _kill(main_thread: int, functions: set[str], chance: float) -> None:
@@ -214,4 +201,4 @@ def write_config(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    kill_and_compare()

@@ -91,7 +91,7 @@ def _meant(message: str, options: Iterable[str]) -> str:
 def _closest(name: str, known: Iterable[str]) -> str:
     known = sorted({*known})
     begin_alike = [each for each in known if each.lower().startswith(name.lower())]
-    near = begin_alike[:3] or _alike(name, known) or _group_alike(name, known)
+    near = begin_alike[:3] or _group_alike(name, known) or _alike(name, known)
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
@@ -107,7 +107,8 @@ def _group_alike(name: str, known: Iterable[str]) -> list[str]:
     """The group whose name is like the first part of this one: ``model`` for ``modle.lora``."""
     groups = {each.partition(".")[0] for each in known}
     group = name.partition(".")[0]
-    return [] if group in groups else get_close_matches(group, groups, n=1)
+    is_unknown = "." in name and group not in groups
+    return get_close_matches(group, groups, n=1) if is_unknown else []
 
 
 def _parameters(kind: Any) -> set[str]:
