@@ -51,7 +51,7 @@ from sdft.runs.run_directory import named_checkpoint, settle_run
 from sdft.runs.run_settings import differences, run_settings
 from sdft.tasks.prompting import TeacherTemplate
 from sdft.tasks.task_spec import TaskSpec
-from sdft.tasks.tasks import check_folder
+from sdft.tasks.tasks import check_folder, check_task_names
 
 DESCRIPTION = "Self-distillation fine-tuning of language models, one task after another."
 MORE_COMMANDS = (
@@ -146,8 +146,9 @@ class ContinualCLI(LightningCLI):
         data = self.config[self.config.subcommand].data
         check_numbers(**vars(data))
         TeacherTemplate.load(data.teacher_template)
-        for task in data.tasks:
-            options = vars(task.get("init_args", task))
+        tasks = [vars(task.get("init_args", task)) for task in data.tasks]
+        check_task_names([options["name"] for options in tasks])
+        for options in tasks:
             if options["judge"] is None:
                 check_folder(TaskSpec(**options))
 

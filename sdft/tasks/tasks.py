@@ -75,13 +75,17 @@ def load_tasks(specs: Sequence[TaskSpec], seed: int = 0) -> tuple[Task, ...]:
     Raises:
         ValueError: There is no task, a name is given twice, or :func:`load_task` fails.
     """
-    names = [spec.name for spec in specs]
+    check_task_names([spec.name for spec in specs])
+    return tuple(load_task(spec, seed) for spec in specs)
+
+
+def check_task_names(names: Sequence[str]) -> None:
+    """Raise a ValueError if there is no name, or one is given twice."""
     twice = sorted({name for name in names if names.count(name) > 1})
     if not names:
         raise ValueError("there are no tasks; list at least one")
     if twice:
         raise ValueError(f"task names given twice: {', '.join(twice)}; give each task its own name")
-    return tuple(load_task(spec, seed) for spec in specs)
 
 
 def load_task(spec: TaskSpec, seed: int = 0) -> Task:

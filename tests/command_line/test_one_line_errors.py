@@ -108,6 +108,17 @@ def test_numbers_out_of_range_are_said_before_the_model_is_loaded(config, tmp_pa
     assert "data.batch_size is 0; it must be at least 1" in errors(tmp_path, config, *wrong)
 
 
+@pytest.mark.parametrize(
+    ("number", "said"), [(0, "there are no tasks"), (2, "task names given twice: one")]
+)
+def test_names_of_tasks_are_checked_before_the_model_is_loaded(number, said, config, tmp_path):
+    changed = yaml.safe_load(config.read_text())
+    changed["model"]["init_args"]["pretrained"] = "no/such"
+    changed["data"]["tasks"] = number * changed["data"]["tasks"][:1]
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(changed))
+    assert said in errors(tmp_path, tmp_path / "own.yaml")
+
+
 def test_broken_yaml_is_named_with_file_and_line(tmp_path):
     broken = tmp_path / "broken.yaml"
     broken.write_text("model: [1, 2\ndata: 3\n")
