@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +122,10 @@ class TrajectoryTracker(L.Callback):
             return ReferenceAnswers.from_state(load_file(file))
         prompts = [trainer.datamodule.reader.student_prompt(row) for row in self._prompts]
         with trainer.precision_plugin.val_step_context():
-            answers = sampled_answers(module, prompts, self.max_new_tokens)
+            # Noise that no run's seed changes.
+            seeds = [mix_seed(Stream.GENERAL_ANSWERS, 0, place) for place in range(len(prompts))]
+            answers: ReferenceAnswers
+            answers = module.reference_answers(prompts, self.max_new_tokens, seeds)
         if trainer.is_global_zero:
             unkept = answers.rest.exp().mean().item()
             content = save(answers.state(), metadata={"unkept": f"{unkept:.6f}"})
@@ -180,18 +182,6 @@ def losses(start: dict[str, Any], now: dict[str, Any], earlier: Sequence[str]) -
             task: nll_after[task] - nll_before[task] for task in earlier if task in nll_after
         },
     }
-
-
-def sampled_answers(
-    module: Any, prompts: Sequence[list[int]], max_new_tokens: int
-) -> ReferenceAnswers:
-    """The current student's answers at temperature 1, with noise that no run's seed changes."""
-    settings = replace(
-        module.greedy, temperature=1.0, max_new_tokens=max_new_tokens, stop_strings=()
-    )
-    seeds = [mix_seed(Stream.GENERAL_ANSWERS, 0, place) for place in range(len(prompts))]
-    completions = module.generate(prompts, settings, seeds=seeds).completions
-    return ReferenceAnswers.of(module.student, prompts, completions)
 
 
 def drift_from(base: ReferenceAnswers, model: Any) -> TokenMean:

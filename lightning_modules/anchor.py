@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -85,17 +85,17 @@ class StageAnchor:
         return [row for task in tasks for row in task.train[:share]][: self.options.num_prompts]
 
     def _answers(self, module: Any, prompts: list[list[int]]) -> ReferenceAnswers:
-        longest = self.options.max_new_tokens
-        settings = replace(module.greedy, temperature=1.0, max_new_tokens=longest, stop_strings=())
         seeds = [
             mix_seed(Stream.ANCHOR_ANSWERS, module.seed, module.stage, place)
             for place in range(len(prompts))
         ]
-        completions = module.generate(prompts, settings, seeds=seeds).completions
+        answers: ReferenceAnswers
+        answers = module.reference_answers(prompts, self.options.max_new_tokens, seeds)
+        completions = answers.completions
         module.passes.sampled(module.student, prompts, completions)
         read = prompts, completions, sum(map(len, completions))
         module.passes.read("anchor", module.student, *read, gradient=False)
-        return ReferenceAnswers.of(module.student, prompts, completions)
+        return answers
 
     def kl(self, module: Any) -> Tensor | None:
         """Mean KL(stage start || student) over the tokens of this step's answers, in nats.

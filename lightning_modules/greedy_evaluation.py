@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sdft.loss.reference_answers import ReferenceAnswers
 from sdft.rollout.engine_registry import Engine
 from sdft.rollout.in_place import InPlaceEngine
 from sdft.rollout.request import RolloutRequest, SamplingSettings
@@ -60,6 +62,20 @@ class GreedyEvaluation(L.LightningModule):
         if model is None:
             return self.rollout_engine(self.student, request)
         return self._beside(model, request)
+
+    def reference_answers(
+        self, prompts: Sequence[TokenIds], max_new_tokens: int, seeds: Sequence[int]
+    ) -> ReferenceAnswers:
+        """The student's own answers at temperature 1, with its distribution at every token.
+
+        Args:
+            prompts: B token-id lists.
+            max_new_tokens: Longest answer.
+            seeds: B seeds of the sampling noise.
+        """
+        sampled = {"temperature": 1.0, "max_new_tokens": max_new_tokens, "stop_strings": ()}
+        rollout = self.generate(prompts, replace(self.greedy, **sampled), seeds=seeds)
+        return ReferenceAnswers.of(self.student, prompts, rollout.completions)
 
     def prepared(self, model: PreTrainedModel | None = None) -> AbstractContextManager[None]:
         """A block in which each rank may call :meth:`generate` as often as it likes.
