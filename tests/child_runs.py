@@ -17,6 +17,7 @@ import lightning as L
 import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
+from tensorboard.summary.writer import event_file_writer
 
 from lightning_modules import SDFTModule
 from tests.sample_tasks import write_task
@@ -162,6 +163,8 @@ def _run_and_leave(args: tuple[str, ...], log: Path) -> None:
             # torch replaces its thread pool at first use after a fork, which the threads that
             # load a model's weights would do at the same time.
             torch.set_num_threads(torch.get_num_threads())
+            # The names of event files end with a count, as text: 10 is read before 9.
+            event_file_writer._global_uid = event_file_writer.AtomicCounter(0)
             from command_line.continual_cli import main
 
             main(list(args))
