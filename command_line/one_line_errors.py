@@ -55,7 +55,8 @@ def condensed(message: str) -> str:
     choice = r": Expected a typing\.Literal\[(.+?)\]\. Got value: (\S+)"
     text = re.sub(choice, _choices, text)
     text = re.sub(r"\bmodel: [\w.]+: (\w+) is ", r"model.\1 is ", text)
-    return text.replace("Expected a dot import path string:", "there is no class")
+    text = text.replace("Expected a dot import path string:", "there is no class")
+    return re.sub(r"there is no class (true|false|[\d.]+)$", r"expected a mapping, got \1", text)
 
 
 def _choices(found: re.Match[str]) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from sdft.runs.file_values import UniqueKeyLoader
+
 LEFT_OUT = ("fit", "validate", "test", "init_args")  # of the names below
 # Old name -> what to write instead.
 RENAMED = {
@@ -66,7 +68,7 @@ def _read(config: str) -> Any:
     """
     path = Path(config)
     try:
-        content = yaml.safe_load(path.read_text("utf-8") if path.is_file() else config)
+        content = yaml.load(path.read_text("utf-8") if path.is_file() else config, UniqueKeyLoader)
     except yaml.MarkedYAMLError as error:
         if error.problem_mark is None or not path.is_file():
             return None

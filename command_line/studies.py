@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from sdft.runs.file_values import UniqueKeyLoader
 from sdft.runs.files import write_json_atomically
 
 TRAIN = Path(__file__).parents[1] / "train.py"
@@ -81,7 +82,7 @@ def read_study(path: Path) -> list[StudyRun]:
         FileNotFoundError: The file does not exist.
     """
     try:
-        study = _checked(yaml.safe_load(path.read_text("utf-8")), "the study")
+        study = _checked(yaml.load(path.read_text("utf-8"), UniqueKeyLoader), "the study")
         arms = {name: _checked(arm, "an arm") for name, arm in study.get("arms", {}).items()}
         runs = [
             run

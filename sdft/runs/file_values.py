@@ -20,7 +20,24 @@ EARLIER_KEYS = {"flops": "operations"}
 """Key of a run's file -> its name in files of an earlier version."""
 
 
-class PlainLoader(yaml.SafeLoader):
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Loads YAML and rejects a key that stands twice in a mapping, of which one would be lost."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Reject a repeated key; compose any other mapping. Keys merged by << can be overridden."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"{key.value!r} is given twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return node
+
+
+class PlainLoader(UniqueKeyLoader):
     """Loads plain YAML without aliases, which can make a small file expand without limit."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:

@@ -191,9 +191,10 @@ def check_folder(spec: TaskSpec) -> None:
         return
     folder = Path(spec.path).expanduser()
     if not folder.is_dir():
+        absolute = "" if folder.is_absolute() else f" (looked for {folder.absolute()})"
         raise FileNotFoundError(
-            f"task {spec.name!r}: path {str(folder)!r} is not a folder (looked for "
-            f"{folder.absolute()}); give a folder with train.jsonl and validation.jsonl"
+            f"task {spec.name!r}: path {str(folder)!r} is not a folder{absolute}; give a folder "
+            "with train.jsonl and validation.jsonl"
         )
     for split in ("train", "validation"):
         if split_file(folder, split) is None:

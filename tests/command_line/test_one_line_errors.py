@@ -35,6 +35,7 @@ def errors(tmp_path, config, *args, command="fit"):
 
 
 MISTAKES = {
+    "adapters by true": (["--model.init_args.lora=true"], "lora: expected a mapping, got true"),
     "half a class": (["--model=SDFT"], "there is no class SDFT; did you mean SDFTModule?"),
     "a class of no package": (["--model=lightning_modules.SFT"], "did you mean SFTModule?"),
     "no such callback": (["--trainer.callbacks+=RetentionTrack"], "mean RetentionTracker?"),

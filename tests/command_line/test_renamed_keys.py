@@ -51,3 +51,16 @@ def test_no_shipped_config_has_an_old_name():
 @pytest.mark.parametrize("config", ["nowhere.yaml", "{not yaml", "model: [1, 2]"])
 def test_what_is_no_config_is_left_to_the_parser(config):
     refuse_renamed(["fit", f"--config={config}"])
+
+
+def test_a_key_given_twice_is_refused_with_its_line(tmp_path):
+    config = tmp_path / "twice.yaml"
+    config.write_text("model: {lora: null}\ndata:\n  batch_size: 4\n  batch_size: 8\n")
+    place = f"error: {config}, line 4, column 3: not valid YAML: 'batch_size' is given twice"
+    with pytest.raises(SystemExit, match=rf"^{re.escape(place)}$"):
+        refuse_renamed(["fit", f"--config={config}"])
+
+
+def test_a_merged_key_may_be_overridden():
+    merged = "{a: &a {x: 1, y: 2}, b: &b {<<: *a, x: 3}, c: {<<: *b, x: 4}}"
+    refuse_renamed(["fit", f"--config={merged}"])
