@@ -17,7 +17,7 @@ from sdft.rollout.continuous_batching import ContinuousBatchingEngine
 from sdft.rollout.generate import GenerateEngine
 from sdft.rollout.in_place import InPlaceEngine
 from sdft.rollout.request import RolloutRequest
-from sdft.rollout.vllm import VLLMEngine
+from sdft.rollout.vllm.vllm_engine import VLLMEngine
 from sdft.types import Rollout
 
 

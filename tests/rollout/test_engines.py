@@ -151,9 +151,12 @@ def test_generate_heeds_no_shipped_setting_and_leaves_model_and_noise_as_they_we
         ("in_place", {"max_cache_tokens": 0}, "max_cache_tokens is 0"),
         ("in_place", {"max_cache_tokens": "1k"}, "in_place is '1k'; it must be int or null"),
         ("generate", {"static_cache": "no"}, "generate is 'no'; it must be bool"),
-        ("vllm", {"sync": "/x"}, "vllm has no option sync; it has: sync_dir, url"),
-        ("vllm", {}, "vllm needs the option sync_dir"),
-        ("vllm", {"sync_dir": "weights"}, "sync_dir is weights; it must be an absolute path"),
+        ("vllm", {"sync": "/x"}, "vllm has no option sync; it has: url, transfer, sync_dir"),
+        ("vllm", {}, "sync_dir is None; transfer folder needs an absolute path"),
+        ("vllm", {"sync_dir": "weights"}, "sync_dir is weights; .* needs an absolute path"),
+        ("vllm", {"transfer": "ipc"}, "transfer of .* is 'ipc'; it must be folder or nccl"),
+        ("vllm", {"transfer": "nccl", "sync_dir": "/w"}, "sync_dir is /w; .* leave it out"),
+        ("vllm", {"transfer": "nccl", "sleep": True}, "NCCL cannot send; use transfer folder"),
         ("vllm", {"sync_dir": "/w", "retries": -1}, "retries is -1"),
         ("continuous_batching", {"max_memory_percent": 90}, "max_memory_percent is 90"),
     ],
@@ -164,9 +167,16 @@ def test_unknown_engines_and_options_are_refused(name, options, complaint):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_continuous_batching_without_a_gpu_says_what_to_use():
-    with pytest.raises(ValueError, match="use in_place"):
-        make_engine("continuous_batching")
+@pytest.mark.parametrize(
+    ("name", "options", "instead"),
+    [
+        ("continuous_batching", {}, "use in_place"),
+        ("vllm", {"transfer": "nccl"}, "needs a CUDA device for training; use transfer folder"),
+    ],
+)
+def test_engines_for_a_gpu_say_what_to_use_without_one(name, options, instead):
+    with pytest.raises(ValueError, match=instead):
+        make_engine(name, **options)
 
 
 @pytest.mark.gpu

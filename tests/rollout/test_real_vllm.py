@@ -20,7 +20,7 @@ from sdft.model.tiny_model import byte_tokenizer
 from sdft.rollout.engine_registry import make_engine
 from sdft.rollout.in_place import sample
 from sdft.rollout.request import RolloutRequest, SamplingSettings
-from sdft.rollout.vllm_server import VLLMError
+from sdft.rollout.vllm.vllm_server import VLLMError
 from tests.processes import on_ranks
 from tests.rollout.vllm_process import VLLMProcess
 
@@ -248,10 +248,10 @@ def kill_before(server, engine, monkeypatch, path):
     """Kill the server just before the engine asks for a path, the first time."""
     post = engine._server.post
 
-    def killing(asked_path, *body):
+    def killing(asked_path, *body, **options):
         if asked_path == path:
             monkeypatch.setattr(engine._server, "post", post)
             server.kill()
-        return post(asked_path, *body)
+        return post(asked_path, *body, **options)
 
     monkeypatch.setattr(engine._server, "post", killing)

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from sdft.model.exported_weights import plain_weights
 from sdft.model.lora import LoRA, trained_parameters
 from sdft.model.pretrained import load_model
-from sdft.rollout import vllm_server
 from sdft.rollout.engine_registry import make_engine
 from sdft.rollout.in_place import sample
 from sdft.rollout.request import RolloutRequest, SamplingSettings
-from sdft.rollout.vllm_server import VLLMError
+from sdft.rollout.vllm import vllm_server
+from sdft.rollout.vllm.vllm_server import VLLMError
 
 PROMPTS = [[5, 6, 7, 8], [3], [20, 21]]
 GREEDY = SamplingSettings(6, temperature=0)
@@ -32,8 +32,9 @@ class Stub(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.version, self.mode, self.models = "0.33.1", "processed_logprobs", ["tiny"]
-        self.dtype = "torch.float32"
-        self.delay, self.failures, self.answer = 0.0, [], self.complete
+        self.dtype, self.weight_transfer = "torch.float32", None
+        self.delay, self.failures, self.fail_at = 0.0, [], {}
+        self.answer = self.complete
         self.seen, self.requests, self.pushed = [], [], []
         self.fresh = load_model("tiny-random").model
         self.restart()
@@ -50,7 +51,10 @@ class Stub(ThreadingHTTPServer):
             "/version": {"version": self.version},
             "/v1/models": {"data": [{"id": each} for each in self.models]},
             "/server_info?config_format=json": {
-                "vllm_config": {"model_config": {"logprobs_mode": self.mode, "dtype": self.dtype}}
+                "vllm_config": {
+                    "model_config": {"logprobs_mode": self.mode, "dtype": self.dtype},
+                    "weight_transfer_config": self.weight_transfer,
+                }
             },
             "/weight_info": {"weight_version": self.label},
         }[path]
@@ -100,6 +104,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.seen.append(self.path)
         time.sleep(self.server.delay)
         failure = self.server.failures.pop(0) if self.server.failures else None
+        failure = self.server.fail_at.pop(self.path, failure)
         if failure == "drop":
             self.close_connection = True
             return
@@ -163,7 +168,7 @@ def test_weights_are_sent_once_per_change_in_this_order(stub, connect, tiny):
     engine = connect()
     stub.seen.clear()
     engine(tiny.model, RolloutRequest(PROMPTS, GREEDY, end_ids=tiny.end_ids))
-    push = ["/pause?mode=abort", "/collective_rpc", "/reset_prefix_cache"]
+    push = ["/pause?mode=abort", "/weight_info", "/collective_rpc", "/reset_prefix_cache"]
     push += ["/update_weight_version", "/resume"]
     completions = ["/v1/completions"] * len(PROMPTS)
     assert stub.seen == [*push, *completions, "/weight_info"]
@@ -371,7 +376,7 @@ def test_one_update_serves_all_rollouts_of_a_prepared_block(stub, connect, tiny)
     with engine.prepared(tiny.model):
         for _ in range(2):
             engine(tiny.model, RolloutRequest(PROMPTS, GREEDY, end_ids=tiny.end_ids))
-    for path in ("/wake_up", "/collective_rpc", "/weight_info", "/sleep?level=1"):
+    for path in ("/wake_up", "/collective_rpc", "/update_weight_version", "/sleep?level=1"):
         assert stub.seen.count(path) == 1
 
 

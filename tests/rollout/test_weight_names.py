@@ -1,13 +1,14 @@
 """Weights go to a server under the names that the hub's files have."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from sdft.rollout.vllm_server import VLLMServer
-from sdft.rollout.weight_transfer import ServedWeights
+from sdft.rollout.vllm.vllm_server import VLLMServer
+from sdft.rollout.vllm.weight_transfer import ServedWeights
 from tests.architectures import random_architecture
 from tests.rollout.test_vllm_engine import Stub
 
@@ -24,7 +25,8 @@ def server():
 @pytest.mark.parametrize("name", ["qwen3_moe", "mixtral", "olmoe", "deepseek_v3", "phi3"])
 def test_weights_are_sent_under_the_names_of_the_hubs_files(name, server, tmp_path):
     model, sent = random_architecture(name), {}
-    with ServedWeights(server, sent.update, torch.float32).of(model):
+    transport = SimpleNamespace(connect=lambda: None, send=sent.update)
+    with ServedWeights(server, transport, torch.float32).of(model):
         pass
     model.save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:

@@ -21,9 +21,13 @@ class VLLMProcess:
         model: Transformers directory.
         log: File for what it prints.
         options: More options of ``vllm serve``.
+        plugins: Folder of packages that vLLM loads as plugins.
     """
 
-    def __init__(self, command: str, model: Path, log: Path, *options: str) -> None:
+    def __init__(
+        self, command: str, model: Path, log: Path, *options: str, plugins: Path | None = None
+    ) -> None:
+        self.plugins = plugins
         self.command, self.model, self.log, self.options = command, model, log, options
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -39,6 +43,8 @@ class VLLMProcess:
         options = ["--host=127.0.0.1", f"--port={self.port}", "--dtype=float32", "--enforce-eager"]
         options += ["--max-model-len=512", "--logprobs-mode=processed_logprobs", *self.options]
         environment = {name: each for name, each in os.environ.items() if name != "PYTHONPATH"}
+        if self.plugins is not None:
+            environment["PYTHONPATH"] = str(self.plugins)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [self.command, "serve", str(self.model), *options],

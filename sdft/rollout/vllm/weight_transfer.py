@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from shutil import rmtree
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 import torch
 from safetensors.torch import save_file
@@ -21,10 +21,23 @@ from sdft.model.exported_weights import plain_weights
 from sdft.model.lora import trained_parameters
 from sdft.model.pretrained import staged_directory
 from sdft.model.sharding import from_all_ranks, is_sharded
-from sdft.rollout.vllm_server import VLLMError, VLLMServer
+from sdft.rollout.vllm.vllm_server import VLLMError, VLLMServer
 
 T = TypeVar("T")
-Transport = Callable[[dict[str, Tensor]], None]  # loads weights into the paused server
+
+
+class Transport(Protocol):
+    """Loads weights into the server while it is paused."""
+
+    def connect(self) -> None:
+        """Prepare a server that has other weights than this transport sent it last.
+
+        Called before the first :meth:`send`, and again after the server restarted, after another
+        run sent it weights, and after a failure.
+        """
+
+    def send(self, weights: dict[str, Tensor]) -> None:
+        """Replace the server's weights; they are contiguous and in host memory."""
 
 
 class SharedFolder:
@@ -42,7 +55,10 @@ class SharedFolder:
         self._server = server
         self._folder = folder
 
-    def __call__(self, weights: dict[str, Tensor]) -> None:
+    def connect(self) -> None:
+        """Nothing has to be prepared."""
+
+    def send(self, weights: dict[str, Tensor]) -> None:
         """Write the weights, have the server load them, and delete the file.
 
         Raises:
@@ -98,10 +114,10 @@ class ServedWeights:
         current = fingerprint(model)
         changed = current != self._fingerprint
         if _by_one_rank(lambda: changed or self._served() != self._label, together):
-            self._fingerprint = ()
+            label, self._label, self._fingerprint = self._label, "", ()
             first = not together or distributed.get_rank() == 0
             weights = plain_weights(model, self._dtype, keep=first)
-            self._label = _by_one_rank(lambda: self._push(model, weights), together)
+            self._label = _by_one_rank(lambda: self._push(model, weights, label), together)
             self._fingerprint = current
         yield
         if self._served() != self._label:
@@ -110,11 +126,13 @@ class ServedWeights:
                 "another run uses it; give each run a server of its own and resume"
             )
 
-    def _push(self, model: PreTrainedModel, weights: dict[str, Tensor]) -> str:
+    def _push(self, model: PreTrainedModel, weights: dict[str, Tensor], last_label: str) -> str:
         """Replace the server's weights; if this fails, the server stays paused."""
         named = {**weights, **_under_other_names(model, weights)}
         self._server.post("/pause?mode=abort")
-        self._transport(revert_weight_conversion(model, named))
+        if self._served() != last_label:
+            self._transport.connect()
+        self._transport.send(revert_weight_conversion(model, named))
         self._server.post("/reset_prefix_cache")
         label = f"{self._run}-{next(self._pushes)}"
         self._server.post("/update_weight_version", {"new_version": label})

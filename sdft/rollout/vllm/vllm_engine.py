@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 
 from sdft.rollout.request import RolloutRequest, SamplingSettings
 from sdft.rollout.sampling import rollout_of
-from sdft.rollout.vllm_server import VLLMError, VLLMServer
-from sdft.rollout.weight_transfer import ServedWeights, SharedFolder
+from sdft.rollout.vllm.nccl_transfer import NCCLBroadcast, NCCLGroup
+from sdft.rollout.vllm.vllm_server import VLLMError, VLLMServer
+from sdft.rollout.vllm.weight_transfer import ServedWeights, SharedFolder, Transport
 from sdft.types import Rollout, TokenIds
 
 FIRST_VERSION, LAST_VERSION = (0, 32), (0, 33)  # versions whose HTTP interface is known
@@ -36,11 +37,13 @@ class VLLMEngine:
     it the weights.
 
     Args:
-        sync_dir: Folder that trainer and server can access under the same path; the weights are
-            sent through it.
         url: The server's address. Unless the student is sharded, each process needs its own server
             and folder: {local_rank} in either is replaced by the process's number on its machine,
             as in http://127.0.0.1:800{local_rank}.
+        transfer: How weights are sent: through a folder, or with vLLM's own weight transfer over
+            NCCL, from the trainer's GPU to the server's other GPUs.
+        sync_dir: For a transfer through a folder: one that trainer and server can access under the
+            same path.
         model: Name of the served model; null if the server has only one.
         timeout_s: Longest wait for an answer, a completion or a weight update, in seconds.
         retries: Number of attempts after the first one fails, before the run ends.
@@ -58,9 +61,10 @@ class VLLMEngine:
 
     def __init__(
         self,
-        sync_dir: str,
         url: str = "http://127.0.0.1:8000",
         *,
+        transfer: Literal["folder", "nccl"] = "folder",
+        sync_dir: str | None = None,
         model: str | None = None,
         timeout_s: float = 600.0,
         retries: int = 3,
@@ -68,9 +72,8 @@ class VLLMEngine:
         dtype: Literal["bfloat16", "float32"] = "bfloat16",
         sleep: bool = False,
     ) -> None:
-        sync_dir, url = (of_this_process(each) for each in (sync_dir, url))
         checks = {
-            "sync_dir": (sync_dir, Path(sync_dir).is_absolute(), "an absolute path"),
+            "transfer": (transfer, transfer in ("folder", "nccl"), "folder or nccl"),
             "timeout_s": (timeout_s, timeout_s > 0, "above 0"),
             "retries": (retries, retries >= 0, "0 or more"),
             "num_parallel": (num_parallel, num_parallel >= 1, "1 or more"),
@@ -79,14 +82,18 @@ class VLLMEngine:
         for name, (value, holds, expected) in checks.items():
             if not holds:
                 raise ValueError(f"{name} is {value}; it must be {expected}")
-        self._server = VLLMServer(url, timeout_s, retries)
+        check_transfer(transfer, sync_dir, sleep)
+        self._server = VLLMServer(of_this_process(url), timeout_s, retries)
         check_version(self._server)
         check_started_with(self._server, "logprobs_mode", LOGPROBS_MODE)
         check_started_with(self._server, "dtype", dtype)
         self._model = served_model(self._server, model)
-        self._weights = ServedWeights(
-            self._server, SharedFolder(self._server, Path(sync_dir)), DTYPES[dtype]
-        )
+        transport: Transport
+        if sync_dir is None:  # transfer nccl
+            transport = NCCLBroadcast(self._server, NCCLGroup)
+        else:
+            transport = SharedFolder(self._server, Path(of_this_process(sync_dir)))
+        self._weights = ServedWeights(self._server, transport, DTYPES[dtype])
         self._num_parallel = num_parallel
         self._is_prepared = False
         self._sleep = sleep
@@ -134,6 +141,26 @@ def of_this_process(option: str) -> str:
     """Replace {local_rank} with the process's number, which launchers set in the environment."""
     number = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
     return option.replace("{local_rank}", number)
+
+
+def check_transfer(transfer: str, sync_dir: str | None, sleep: bool) -> None:
+    """Require options that fit each other, and a CUDA device for NCCL.
+
+    Raises:
+        ValueError: They do not, or there is none.
+    """
+    if transfer == "folder":
+        if sync_dir is None or not Path(sync_dir).is_absolute():
+            raise ValueError(f"sync_dir is {sync_dir}; transfer folder needs an absolute path")
+    elif sync_dir is not None:
+        raise ValueError(f"sync_dir is {sync_dir}; transfer nccl needs no folder: leave it out")
+    elif sleep:
+        raise ValueError(
+            "sleep is true, for a GPU shared with training, to which NCCL cannot send; use "
+            "transfer folder"
+        )
+    elif not NCCLGroup.is_available():
+        raise ValueError("transfer nccl needs a CUDA device for training; use transfer folder")
 
 
 def sampling_request(settings: SamplingSettings, end_ids: frozenset[int]) -> dict[str, Any]:

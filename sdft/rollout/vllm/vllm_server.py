@@ -19,8 +19,8 @@ class VLLMError(RuntimeError):
 class VLLMServer:
     """A client of a vLLM server, over HTTP and JSON; proxies set in the environment are not used.
 
-    All requests can safely be sent twice, so a request is tried again if the connection fails, the
-    answer does not come in time, or it is a server error.
+    A request that can safely be sent twice is tried again if the connection fails, the answer does
+    not come in time, or it is a server error.
 
     Args:
         url: Address, such as http://127.0.0.1:8000.
@@ -30,37 +30,42 @@ class VLLMServer:
 
     def __init__(self, url: str, timeout_s: float, retries: int) -> None:
         self.url = url.rstrip("/")
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._retries = retries
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def get(self, path: str) -> Any:
         """The decoded answer to a GET request; see :meth:`post` for the errors."""
-        return self._ask(urllib.request.Request(self.url + path))
+        return self._ask(urllib.request.Request(self.url + path), 1 + self._retries)
 
-    def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
+    def post(self, path: str, body: dict[str, Any] | None = None, *, retry: bool = True) -> Any:
         """The decoded answer to a POST request; None if the answer is empty.
+
+        Args:
+            path: Path, with the query.
+            body: What is sent, as JSON.
+            retry: Whether the request can safely be sent twice.
 
         Raises:
             VLLMError: No answer after all attempts, or the server rejects the request.
         """
         content = json.dumps(body or {}).encode()
         header = {"Content-Type": "application/json"}
-        return self._ask(urllib.request.Request(self.url + path, content, header, method="POST"))
+        request = urllib.request.Request(self.url + path, content, header, method="POST")
+        return self._ask(request, 1 + self._retries if retry else 1)
 
-    def _ask(self, request: urllib.request.Request) -> Any:
-        attempts = self._retries + 1
+    def _ask(self, request: urllib.request.Request, attempts: int) -> Any:
         for attempt in range(attempts):
             try:
-                with self._opener.open(request, timeout=self._timeout_s) as answer:
+                with self._opener.open(request, timeout=self.timeout_s) as answer:
                     return _decoded(answer.read(), request.full_url)
             except urllib.error.HTTPError as error:
                 failure = f"HTTP {error.code}: {error.read().decode(errors='replace')[:500]}"
                 if error.code < 500:
                     raise VLLMError(f"{request.full_url}: {failure}{_advice(error.code)}") from None
             except (OSError, http.client.HTTPException) as error:
-                failure = _reason(error, self._timeout_s)
-            if attempt < self._retries:
+                failure = _reason(error, self.timeout_s)
+            if attempt < attempts - 1:
                 time.sleep(FIRST_WAIT_S * 2**attempt)
         raise VLLMError(
             f"{request.full_url}: {failure}, in each of {attempts} attempts; look at the server's "
