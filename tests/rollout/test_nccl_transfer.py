@@ -5,17 +5,22 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
 from torch.cuda import nccl
+from torch.distributed.device_mesh import init_device_mesh
 
+from sdft.model.pretrained import load_model
+from sdft.model.sharding import shard
 from sdft.rollout.engine_registry import make_engine
 from sdft.rollout.in_place import sample
 from sdft.rollout.request import RolloutRequest
 from sdft.rollout.vllm import vllm_engine, vllm_server
 from sdft.rollout.vllm.nccl_transfer import NCCLGroup
 from sdft.rollout.vllm.vllm_server import VLLMError
+from tests.processes import on_ranks
 from tests.rollout import gloo_group
 from tests.rollout.gloo_group import GlooGroup, WorkerGroup
 from tests.rollout.test_vllm_engine import GREEDY, PROMPTS, Stub, move
@@ -172,6 +177,26 @@ def test_a_request_that_fails_ends_the_run_and_is_not_repeated(stub, connect, ti
     assert "/resume" not in stub.seen
     assert engine(tiny.model, asked(tiny)) == sample(tiny.model, asked(tiny))
     assert updates(stub)[-6:] == [*CONNECT, *SEND]
+
+
+def send_from_a_rank(rank, directory):
+    """One update of a sharded student."""
+    vllm_engine.NCCLGroup = GlooGroup
+    model = load_model("tiny-random").model
+    shard(model, init_device_mesh("cpu", (2,)))
+    url = Path(directory, "url").read_text()
+    engine = make_engine("vllm", transfer="nccl", url=url, dtype="float32", timeout_s=60.0)
+    with engine.prepared(model):
+        pass
+
+
+@pytest.mark.slow
+def test_a_sharded_student_is_sent_by_one_rank(stub, tiny, tmp_path):
+    (tmp_path / "url").write_text(stub.url)
+    on_ranks(send_from_a_rank, tmp_path)
+    assert updates(stub) == [*CONNECT, *SEND]
+    for name, weight in tiny.model.named_parameters():
+        assert torch.equal(stub.pushed[-1][name], weight)
 
 
 class BrokenGroup(GlooGroup):
