@@ -128,21 +128,20 @@ def _runs(
 
 
 def _from_starts(start: Mapping[str, Any], runs: Sequence[StudyRun]) -> list[StudyRun]:
-    """The runs, beginning from their seeds' starts, each of which precedes the first of them."""
+    """The runs, after their seeds' starts, which all come first so that no job waits for one."""
     if "export" not in start:
         raise ValueError(
             "the start has no 'export'; name the model that the runs begin from, such as "
             "stage-1-routing"
         )
-    starts: dict[int, StudyRun] = {}
-    found: list[StudyRun] = []
-    for run in runs:
-        if run.seed not in starts:
-            arguments = _arguments(start.get("config", []), start.get("options", {}), run.seed)
-            starts[run.seed] = StudyRun(f"start_seed{run.seed}", arguments, run.seed)
-            found.append(starts[run.seed])
-        found.append(replace(run, start=starts[run.seed], export=start["export"]))
-    return found
+    starts = {seed: _start(start, seed) for seed in dict.fromkeys(run.seed for run in runs)}
+    from_them = [replace(run, start=starts[run.seed], export=start["export"]) for run in runs]
+    return [*starts.values(), *from_them]
+
+
+def _start(start: Mapping[str, Any], seed: int) -> StudyRun:
+    arguments = _arguments(start.get("config", []), start.get("options", {}), seed)
+    return StudyRun(f"start_seed{seed}", arguments, seed)
 
 
 def _arguments(configs: Sequence[str], options: Mapping[str, Any], seed: int) -> tuple[str, ...]:
@@ -195,7 +194,7 @@ class Runner:
         ended: dict[StudyRun, Future[int]] = {}
         with ThreadPoolExecutor(self.jobs) as pool:
             try:
-                for run in waiting:  # a start comes before the runs that wait for it
+                for run in waiting:  # starts come before the runs that wait for them
                     start = None if run.start is None else ended.get(run.start)
                     ended[run] = pool.submit(self._one, run, start)
                 return [run.name for run, future in ended.items() if future.result()]
