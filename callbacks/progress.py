@@ -1,4 +1,4 @@
-"""A progress bar that says which task is being learnt."""
+"""A progress bar that says which task is being learned."""
 
 from __future__ import annotations
 

@@ -184,11 +184,17 @@ def scaled(
         return Cell(UNDEFINED if measured else NOT_MEASURED)
     mean, half = factor * estimate.mean, factor * (estimate.half_width or 0.0)
     num = _num_decimals(mean, half) if decimals is None else decimals
-    # An interval is rounded up, so that it never shows as 0.
-    interval = f" ± {math.ceil(half * 10**num - 1e-9) / 10**num:,.{num}f}" if half else ""
+    interval = plus_minus(half, num)
     partly = f" ({estimate.num_seeds} of {len(values)} seeds)"
     partly = partly if estimate.num_seeds < len(values) else ""
     return Cell(f"{mean:,.{num}f}{interval}{partly}")
+
+
+def plus_minus(half_width: float | None, decimals: int) -> str:
+    """An interval's half width, rounded up so that it never shows as 0; empty without one."""
+    if not half_width:
+        return ""
+    return f" ± {math.ceil(half_width * 10**decimals - 1e-9) / 10**decimals:,.{decimals}f}"
 
 
 def _num_decimals(mean: float, half: float) -> int:

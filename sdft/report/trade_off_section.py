@@ -14,7 +14,7 @@ from sdft.report.charts import MARKERS, plain_axes
 from sdft.report.comparison import Comparison
 from sdft.report.matched_learning import PairedDifference, best_learning, paired_difference
 from sdft.report.panels import Chart, Panel
-from sdft.report.tables import Cell, Table
+from sdft.report.tables import Cell, Table, plus_minus
 from sdft.report.trade_off import TradeOff, trade_offs
 from sdft.report.trajectory_rows import LEARNINGS
 
@@ -45,8 +45,8 @@ def _price(prices: Sequence[float | None]) -> str:
     reached = Estimate.of(prices)
     if reached is None:
         return f"{NOT_REACHED} (0 of {len(prices)} seeds)"
-    interval = "" if reached.half_width is None else f" ± {reached.half_width:.2f}"
-    return f"{reached.mean:.2f}{interval} ({reached.num_seeds} of {len(prices)} seeds)"
+    seeds = f"({reached.num_seeds} of {len(prices)} seeds)"
+    return f"{reached.mean:.2f}{plus_minus(reached.half_width, 2)} {seeds}"
 
 
 def pair_table(trade_off: TradeOff) -> Table:

@@ -84,7 +84,7 @@ def test_the_last_run_of_a_shipped_study_parses(study, tmp_path, monkeypatch):
 def test_the_start_of_a_shipped_study_parses(tmp_path, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     start = read_study(REPOSITORY / "configs" / "studies" / "two_stages.yaml")[0]
-    assert start.name == "start_seed1"
+    assert start.name == "start_seed2"
     log = tmp_path / "log"
     assert run_train(*start.arguments, "--print_config", log=log) == 0, log.read_text()
 

@@ -14,7 +14,7 @@ STEPS = 6
 
 
 def trajectory(price, reach=1.0, lost=0.0):
-    """Both tasks' stages; learning rises to ``reach``, and costs ``price`` times what is learnt."""
+    """Both tasks' stages; learning rises to ``reach`` and costs ``price`` times as much."""
     rows = []
     for task in ("one", "two"):
         for step in range(STEPS):
