@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -19,6 +20,7 @@ from sdft.report.trade_off import TradeOff, trade_offs
 from sdft.report.trajectory_rows import LEARNINGS
 
 NOT_REACHED = "not reached"
+SINCE = " since the stage's start"
 CHOSE = "only seeds that chose a rate"
 
 
@@ -76,7 +78,7 @@ def trade_off_chart(comparison: Comparison) -> Chart:
     """A panel per task and price: every point of every run, and the Pareto front."""
     panels = [
         Panel(
-            f"{each.task}: {each.price.partition(',')[0]}",
+            textwrap.fill(f"{each.task}: {each.price.partition(SINCE)[0].partition(',')[0]}", 36),
             f"Accuracy on {each.task} against {each.price} along the runs of "
             + ", ".join(each.points),
             partial(_draw, trade_off=each),
@@ -93,7 +95,8 @@ def trade_off_chart(comparison: Comparison) -> Chart:
 
 
 def _draw(axes: Axes, trade_off: TradeOff) -> None:
-    plain_axes(axes, trade_off.price, f"accuracy on {trade_off.task}")
+    unit = trade_off.price.rpartition(", ")[2]  # the title says what it is of
+    plain_axes(axes, unit, f"accuracy on {trade_off.task}")
     names: list[tuple[str, tuple[float, float], str]] = []
     positions: list[tuple[float, float]] = []
     for index, (label, trajectories) in enumerate(trade_off.points.items()):
