@@ -55,7 +55,7 @@ test-newest:
 	OMP_NUM_THREADS=1 $(VENV)-newest/bin/pytest -n 2 --dist worksteal -m "not slow"
 
 # A real vLLM server on the CPU, in an environment of its own (about 3 GB), and the tests against it:
-# several minutes on two cores, beside the installation.
+# three minutes on two cores, beside the installation.
 VLLM_VENV ?= $(VENV)-vllm
 
 test-vllm: install-dev $(VLLM_VENV)/.installed
