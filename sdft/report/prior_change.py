@@ -72,7 +72,7 @@ def prior_tables(comparison: Comparison, trade_offs: Sequence[TradeOff]) -> list
     """
     tables = []
     for each in trade_offs:
-        if each.price != PRICES[0].name or not each.learning.is_share:
+        if each.price is not PRICES[0] or not each.learning.is_share:
             continue
         stage = comparison.tasks.index(each.task)
         rows = [row for name in each.targets.items() for row in _rows(each, stage, *name)]

@@ -97,7 +97,7 @@ class TradeOff:
 
     task: str
     learning: Learning
-    price: str
+    price: Price
     points: Mapping[str, Sequence[Sequence[Point]]]
     best: float
     chosen: Sequence[ChosenMethod]
@@ -200,7 +200,7 @@ def _trade_off(
         ChosenMethod(choice, {seed: rates[choice.rate][seed] for seed in choice.runs})
         for choice, rates in zip(choices, by_method, strict=True)
     ]
-    return TradeOff(tasks[-1], learning, price.name, points, best, chosen)
+    return TradeOff(tasks[-1], learning, price, points, best, chosen)
 
 
 def _choices(methods: Sequence[Method], tasks: Sequence[str]) -> list[Choice]:

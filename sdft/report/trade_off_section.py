@@ -20,7 +20,6 @@ from sdft.report.trade_off import TradeOff, trade_offs
 from sdft.report.trajectory_rows import LEARNINGS
 
 NOT_REACHED = "not reached"
-SINCE = " since the stage's start"
 CHOSE = "only seeds that chose a rate"
 
 
@@ -40,7 +39,7 @@ def matched_table(trade_off: TradeOff) -> Table:
 
 
 def _corner(trade_off: TradeOff) -> str:
-    return f"{trade_off.price}, at equal {trade_off.learning.name}"
+    return f"{trade_off.price.name}, at equal {trade_off.learning.name}"
 
 
 def _price(prices: Sequence[float | None]) -> str:
@@ -78,8 +77,8 @@ def trade_off_chart(comparison: Comparison) -> Chart:
     """A panel per task and price: every point of every run, and the Pareto front."""
     panels = [
         Panel(
-            textwrap.fill(f"{each.task}: {each.price.partition(SINCE)[0].partition(',')[0]}", 36),
-            f"Accuracy on {each.task} against {each.price} along the runs of "
+            textwrap.fill(f"{each.task}: {each.price.what}", 36),
+            f"Accuracy on {each.task} against {each.price.name} along the runs of "
             + ", ".join(each.points),
             partial(_draw, trade_off=each),
         )
@@ -95,8 +94,7 @@ def trade_off_chart(comparison: Comparison) -> Chart:
 
 
 def _draw(axes: Axes, trade_off: TradeOff) -> None:
-    unit = trade_off.price.rpartition(", ")[2]  # the title says what it is of
-    plain_axes(axes, unit, f"accuracy on {trade_off.task}")
+    plain_axes(axes, trade_off.price.unit, f"accuracy on {trade_off.task}")
     names: list[tuple[str, tuple[float, float], str]] = []
     positions: list[tuple[float, float]] = []
     for index, (label, trajectories) in enumerate(trade_off.points.items()):

@@ -91,14 +91,23 @@ class Price:
     """A price of learning a task.
 
     Args:
-        name: Its name, with its unit.
+        what: What is paid.
+        unit: In what unit.
         of: (rows of the stage so far, tasks before it) -> the price; None if not measured.
-        needs_earlier: Whether it concerns tasks that were trained before.
+        needs_earlier: Whether it concerns tasks that were trained before, and is counted from the
+            start of the stage.
     """
 
-    name: str
+    what: str
+    unit: str
     of: Callable[[Sequence[TrajectoryRow], Sequence[str]], float | None]
     needs_earlier: bool = False
+
+    @property
+    def name(self) -> str:
+        """What is paid, since when, and in what unit."""
+        since = " since the stage's start" if self.needs_earlier else ""
+        return f"{self.what}{since}, {self.unit}"
 
 
 def _drift(rows: Sequence[TrajectoryRow], _: Sequence[str]) -> float | None:
@@ -124,10 +133,11 @@ def _mean_rise(
 
 
 PRICES = (
-    Price("drift on general prompts, nats per token", _drift),
-    Price("forgetting of earlier tasks since the stage's start, points", _forgetting, True),
+    Price("drift on general prompts", "nats per token", _drift),
+    Price("forgetting of earlier tasks", "points", _forgetting, True),
     Price(
-        "rise of the NLL of earlier tasks' demonstrations since the stage's start, nats per token",
+        "rise of the NLL of earlier tasks' demonstrations",
+        "nats per token",
         _likelihood_lost,
         True,
     ),

@@ -29,11 +29,11 @@ class UniqueKeyLoader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
+                if (key.tag, key.value) in seen:
                     raise yaml.MarkedYAMLError(
                         problem=f"{key.value!r} is given twice", problem_mark=key.start_mark
                     )
-                seen.add(key.value)
+                seen.add((key.tag, key.value))
         return node
 
 

@@ -1,7 +1,6 @@
 """vLLM's weight transfer, against a server that speaks it; gloo groups stand for NCCL's."""
 
 import base64
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -23,7 +22,7 @@ from sdft.rollout.vllm.vllm_server import VLLMError
 from tests.processes import on_ranks
 from tests.rollout import gloo_group
 from tests.rollout.gloo_group import GlooGroup, WorkerGroup
-from tests.rollout.test_vllm_engine import GREEDY, PROMPTS, Stub, move
+from tests.rollout.test_vllm_engine import GREEDY, PROMPTS, Stub, answering, move
 
 CONNECT = ["/shutdown_weight_transfer_engine", "/get_world_size", "/init_weight_transfer_engine"]
 SEND = ["/start_weight_update", "/update_weights", "/finish_weight_update"]
@@ -90,11 +89,8 @@ def stub(monkeypatch):
     monkeypatch.setattr(vllm_server, "FIRST_WAIT_S", 0.01)
     monkeypatch.setattr(vllm_engine, "NCCLGroup", GlooGroup)
     monkeypatch.setattr(gloo_group, "WAIT", timedelta(seconds=WAIT_S))
-    server = TransferStub()
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with answering(TransferStub()) as server:
+        yield server
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,16 +32,23 @@ PROMPTS = [[5 + row, 60, 7 * row % 200 + 3, 9] for row in range(16)]
 ROUNDING = 1e-3  # nats; largest gap of two tokens' log-probabilities that kernels may swap
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
+@contextmanager
+def serving(folder, *options, plugins=None):
+    """A server of the random model; what it needs is written to the folder."""
     if COMMAND is None:
         pytest.skip("SDFT_VLLM names no vllm program: run make test-vllm")
-    folder = tmp_path_factory.mktemp("vllm")
     save_model(random_model(), byte_tokenizer(), folder / "tied")
     untie(folder / "tied", folder / "untied")
-    running = VLLMProcess(COMMAND, folder / "untied", folder / "server.log")
+    log = folder / "server.log"
+    running = VLLMProcess(COMMAND, folder / "untied", log, *options, plugins=plugins)
     yield running
     running.kill()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("vllm")) as running:
+        yield running
 
 
 def random_model():

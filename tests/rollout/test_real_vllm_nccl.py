@@ -6,41 +6,29 @@ side has one too. The requests, the order of the weights and how they are loaded
 
 import pytest
 
-from sdft.model.pretrained import save_model
-from sdft.model.tiny_model import byte_tokenizer
 from sdft.rollout.engine_registry import make_engine
 from sdft.rollout.vllm import vllm_engine
 from sdft.rollout.vllm.vllm_server import VLLMError
 from tests.rollout.gloo_group import GlooGroup, as_plugin
 from tests.rollout.test_real_vllm import (
-    COMMAND,
     PROMPTS,
     asked,
     kill_before,
     mean_difference,
     move,
     moved,
-    random_model,
-    untie,
+    serving,
 )
-from tests.rollout.vllm_process import VLLMProcess
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    if COMMAND is None:
-        pytest.skip("SDFT_VLLM names no vllm program: run make test-vllm")
     folder = tmp_path_factory.mktemp("vllm")
-    save_model(random_model(), byte_tokenizer(), folder / "tied")
-    untie(folder / "tied", folder / "untied")
     transfer = '--weight-transfer-config={"backend": "nccl"}'
-    plugins = as_plugin(folder / "plugins")
-    log = folder / "server.log"
-    running = VLLMProcess(COMMAND, folder / "untied", log, transfer, plugins=plugins)
-    yield running
-    running.kill()
+    with serving(folder, transfer, plugins=as_plugin(folder / "plugins")) as running:
+        yield running
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import copy
 import json
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -122,14 +122,20 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def stub(monkeypatch):
-    monkeypatch.setattr(vllm_server, "FIRST_WAIT_S", 0.01)
-    server = Stub()
+@contextmanager
+def answering(server):
+    """The server, answering requests in a thread."""
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
     yield server
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    monkeypatch.setattr(vllm_server, "FIRST_WAIT_S", 0.01)
+    with answering(Stub()) as server:
+        yield server
 
 
 @pytest.fixture

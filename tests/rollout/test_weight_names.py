@@ -1,6 +1,5 @@
 """Weights go to a server under the names that the hub's files have."""
 
-import threading
 from types import SimpleNamespace
 
 import pytest
@@ -10,16 +9,13 @@ from safetensors import safe_open
 from sdft.rollout.vllm.vllm_server import VLLMServer
 from sdft.rollout.vllm.weight_transfer import ServedWeights
 from tests.architectures import random_architecture
-from tests.rollout.test_vllm_engine import Stub
+from tests.rollout.test_vllm_engine import Stub, answering
 
 
 @pytest.fixture
 def server():
-    stub = Stub()
-    threading.Thread(target=stub.serve_forever, kwargs={"poll_interval": 0.01}).start()
-    yield VLLMServer(stub.url, 5.0, 0)
-    stub.shutdown()
-    stub.server_close()
+    with answering(Stub()) as stub:
+        yield VLLMServer(stub.url, 5.0, 0)
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "mixtral", "olmoe", "deepseek_v3", "phi3"])

@@ -93,7 +93,7 @@ class NCCLBroadcast:
         ValueError: The server was started without this weight transfer.
     """
 
-    def __init__(self, server: VLLMServer, new_group: Callable[[], Group] = NCCLGroup) -> None:
+    def __init__(self, server: VLLMServer, new_group: Callable[[], Group]) -> None:
         self._server = server
         self._new_group = new_group
         info = server.get("/server_info?config_format=json")["vllm_config"]

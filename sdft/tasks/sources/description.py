@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from sdft.runs.file_values import UniqueKeyLoader
+
 DESCRIPTIONS = Path(__file__).parent / "descriptions"
 
 T = TypeVar("T")
@@ -118,7 +120,7 @@ def read_description(source: str) -> Description:
             f"source {source!r}: there is no file {path}; use "
             f"{' or '.join(near or description_names())}, or the path of a description"
         )
-    values = yaml.safe_load(path.read_text("utf-8"))
+    values = yaml.load(path.read_text("utf-8"), UniqueKeyLoader)
     try:
         values["files"] = _each(RawFile, values.get("files") or {})
         values["splits"] = _each(Split, values.get("splits") or {})
