@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from sdft.runs.file_values import UniqueKeyLoader
+from sdft.runs.file_values import UniqueKeyLoader, yaml_problem
 
 LEFT_OUT = ("fit", "validate", "test", "init_args")  # of the names below
 # Old name -> what to write instead.
@@ -72,10 +72,7 @@ def _read(config: str) -> Any:
     except yaml.MarkedYAMLError as error:
         if error.problem_mark is None or not path.is_file():
             return None
-        line, column = error.problem_mark.line + 1, error.problem_mark.column + 1
-        raise SystemExit(
-            f"error: {path}, line {line}, column {column}: not valid YAML: {error.problem}"
-        ) from error
+        raise SystemExit(f"error: {yaml_problem(path, error)}") from error
     except (yaml.YAMLError, OSError, UnicodeDecodeError):
         return None
     if path.is_file() and not isinstance(content, Mapping):

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from sdft.runs.file_values import UniqueKeyLoader
+from sdft.runs.file_values import UniqueKeyLoader, yaml_problem
 from sdft.runs.files import write_json_atomically
 
 TRAIN = Path(__file__).parents[1] / "train.py"
@@ -81,6 +81,8 @@ def read_study(path: Path) -> list[StudyRun]:
         ValueError: The file does not have this form; names the key.
         FileNotFoundError: The file does not exist.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; give the file of a study")
     try:
         study = _checked(yaml.load(path.read_text("utf-8"), UniqueKeyLoader), "the study")
         arms = {name: _checked(arm, "an arm") for name, arm in study.get("arms", {}).items()}
@@ -92,6 +94,8 @@ def read_study(path: Path) -> list[StudyRun]:
         if "start" in study:
             runs = _from_starts(_checked(study["start"], "the start"), runs)
         _refuse_none_or_twice(runs)
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(yaml_problem(path, error)) from error
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: {error}") from error
     return runs

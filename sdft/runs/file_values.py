@@ -37,6 +37,13 @@ class UniqueKeyLoader(yaml.SafeLoader):
         return node
 
 
+def yaml_problem(path: Path, error: yaml.MarkedYAMLError) -> str:
+    """What is wrong with a YAML file, and where, in one line."""
+    mark = error.problem_mark
+    place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    return f"{path}{place}: not valid YAML: {error.problem}"
+
+
 class PlainLoader(UniqueKeyLoader):
     """Loads plain YAML without aliases, which can make a small file expand without limit."""
 

@@ -58,7 +58,8 @@ def test_every_arm_runs_at_every_point_of_the_grid_seed_by_seed(tmp_path):
         ("arms: {a: {}}\nruns: [{seeds: 1}]", "'seeds' of an entry of runs is 1; give a list"),
         ("arms: {a: {}}\nruns: [{seeds: [1, 1]}]", "the run a_seed1 is there twice"),
         ("arms: {a: {configs: []}}\nruns: [{seeds: [1]}]", "an arm has 'configs'"),
-        ("arms: {a: {}", "study.yaml: "),
+        ("arms: {a: {}", r"study\.yaml, line 1, column 13: not valid YAML: "),
+        ("arms: {}\narms: {}", r"study\.yaml, line 2, column 1: not valid YAML: 'arms' is given"),
         ("start: {}\narms: {a: {}}\nruns: [{seeds: [1]}]", "the start has no 'export'"),
         ("start: {seed: 1}\narms: {a: {}}\nruns: [{seeds: [1]}]", "the start has 'seed'"),
         (
@@ -71,6 +72,11 @@ def test_a_study_that_is_wrong_is_refused_with_the_file_and_the_key(study, compl
     (tmp_path / "study.yaml").write_text(study, "utf-8")
     with pytest.raises(ValueError, match=complaint):
         read_study(tmp_path / "study.yaml")
+
+
+def test_a_study_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml does not exist; give the file"):
+        read_study(tmp_path / "nowhere.yaml")
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
