@@ -1,6 +1,7 @@
 """Measures a GPU in minutes, with one command and one line of JSON.
 
     python -m benchmarks.gpu [--minutes 8] [--device cuda] [--tiny] [--shape FILE] [--study FILE]
+                             [--folder FOLDER] [--jobs 8]
 
 In this order, each part only if there is time:
 
@@ -13,7 +14,8 @@ In this order, each part only if there is time:
    and each one's last accuracy and drift. Given the same ``--folder``, the same command continues
    it.
 
-Nothing is downloaded. ``--device cpu --tiny`` runs the same code on small sizes.
+Each part's figures also go to the standard error when it ends. Nothing is downloaded.
+``--device cpu --tiny`` runs the same code on small sizes.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ from sdft.model.head import VocabularyHead
 from sdft.model.lean_adamw import LeanAdamW
 from sdft.model.pretrained import load_model, model_config
 from sdft.model.teacher import make_teacher
-from sdft.rollout.engine_registry import make_engine
+from sdft.rollout.engine_registry import Engine, make_engine
 from sdft.rollout.request import RolloutRequest, SamplingSettings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -83,14 +85,14 @@ class Step:
 
     Args:
         model: The student.
-        engine: Name of the rollout engine.
+        engine: The rollout engine.
         lean: Whether weights are bfloat16.
         sizes: Rows and tokens; completions are always of full length.
     """
 
-    def __init__(self, model: PreTrainedModel, engine: str, lean: bool, sizes: Sizes) -> None:
+    def __init__(self, model: PreTrainedModel, engine: Engine, lean: bool, sizes: Sizes) -> None:
         self.model, self.sizes, self.device = model, sizes, model.device
-        self.engine = make_engine(engine)
+        self.engine = engine
         self.teacher = make_teacher(model, {"kind": "ema"})
         optimizer = LeanAdamW if lean else torch.optim.AdamW
         self.optimizer = optimizer(model.parameters(), lr=LEARNING_RATE)
@@ -166,7 +168,7 @@ def ceilings(device: torch.device, tiny: bool) -> dict[str, float]:
 
 def gpu_tests(seconds: float) -> str:
     """The last line of pytest over the tests marked gpu."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/rollout"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu and not slow", "tests"]
     try:
         done = subprocess.run(
             command, cwd=REPOSITORY, capture_output=True, text=True, timeout=seconds, check=False
@@ -180,20 +182,25 @@ def small_steps(device: torch.device, tiny: bool) -> dict[str, Any]:
     """Time the second step of a packaged model, with each engine, weights in float32."""
     name = "tiny-random" if tiny else "smollm2-135m-instruct"
     sizes = Sizes(4, 8, 8, 2) if tiny else Sizes(32, 256, 256, 16)
-    engines = ["in_place", "generate"]
-    engines += ["continuous_batching"] if device.type == "cuda" else []
+    engines: dict[str, tuple[str, dict[str, Any]]] = {
+        "in_place": ("in_place", {}),
+        "generate": ("generate", {}),
+    }
+    if device.type == "cuda":
+        engines["continuous_batching"] = ("continuous_batching", {})
+        engines["generate, static_cache"] = ("generate", {"static_cache": True})
     found: dict[str, Any] = {"model": name}
-    for engine in engines:
+    for label, (engine, options) in engines.items():
         try:
             model = load_model(name).model.to(device).train()
-            step = Step(model, engine, lean=False, sizes=sizes)
-            step(0)
-            found[engine] = step(1)
+            step = Step(model, make_engine(engine, **options), lean=False, sizes=sizes)
+            first = step(0)["rollout"]
+            found[label] = dict(step(1), first_rollout=first)
         except (ValueError, RuntimeError) as error:
-            found[engine] = str(error)[:200]
+            found[label] = str(error)[:200]
             continue
         tokens = sizes.rows * sizes.completion
-        found[engine]["tokens_per_s"] = round(tokens / found[engine]["rollout"])
+        found[label]["tokens_per_s"] = round(tokens / found[label]["rollout"])
     return found
 
 
@@ -214,11 +221,14 @@ def lean_steps(
             device_type=device.type,
         )
     )
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     with device:
         build: Any = AutoModelForCausalLM.from_config
         model = build(config, dtype=torch.bfloat16)
     model.activation_checkpointing_enable({"use_reentrant": False})
-    step = Step(model.train(), "in_place", lean=True, sizes=sizes)
+    step = Step(model.train(), make_engine("in_place"), lean=True, sizes=sizes)
     step(0)
     seconds = step(1)
     read = 2 * plan.num_parameters * sizes.completion / seconds["rollout"]
@@ -245,6 +255,7 @@ def main() -> None:
     parser.add_argument("--shape", type=Path, default=SHAPES / "qwen2.5-7b.json")
     parser.add_argument("--study", type=Path, default=STUDY)
     parser.add_argument("--folder", type=Path, default=Path("runs/gpu_study"), help="of its runs")
+    parser.add_argument("--jobs", type=int, default=8, help="runs of the study at a time")
     options = parser.parse_args()
     device, start = torch.device(options.device), time.perf_counter()
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
@@ -253,19 +264,24 @@ def main() -> None:
     def left() -> float:
         return 60 * options.minutes - (time.perf_counter() - start)
 
-    found["ceilings"] = ceilings(device, options.tiny)
+    def tell(part: str, figures: Any) -> Any:
+        sys.stderr.write(f"{part}: {json.dumps(figures)}\n")
+        found[part] = figures
+        return figures
+
+    limits = tell("ceilings", ceilings(device, options.tiny))
     if not options.tiny:
-        found["gpu_tests"] = gpu_tests(left() / 4)
-    found["small"] = small_steps(device, options.tiny)
+        tell("gpu_tests", gpu_tests(left() / 4))
+    tell("small", small_steps(device, options.tiny))
     # Measured at half the length first: what is printed if there is no time for the whole.
     sizes = [Sizes(2, 8, 8, 1)] if options.tiny else [Sizes(32, 512, n, 8) for n in (128, 512)]
     for each in sizes:
         began = time.perf_counter()
-        found["lean"] = lean_steps(device, options.shape, each, found["ceilings"])
+        tell("lean", lean_steps(device, options.shape, each, limits))
         if left() < 4 * (time.perf_counter() - began):
             break
     if left() > SHORTEST_STUDY:
-        found["study"] = partial_study(options.study, options.folder, left())
+        tell("study", partial_study(options.study, options.folder, left(), options.jobs))
     found["minutes"] = round((time.perf_counter() - start) / 60, 2)
     print(json.dumps(found))
 

@@ -16,19 +16,21 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SECONDS_TO_SAVE = 60.0
 
 
-def partial_study(file: Path, folder: Path, seconds: float) -> dict[str, Any]:
+def partial_study(file: Path, folder: Path, seconds: float, jobs: int = 1) -> dict[str, Any]:
     """Start or continue a study, and stop it after some time; its runs save and end.
 
     Args:
         file: The study, such as ``configs/studies/tool_call.yaml``.
         folder: Folder of its runs; the same command continues there.
         seconds: After which it is stopped.
+        jobs: Runs at a time.
 
     Returns:
         How many runs there are and finished, and of each with a trajectory its last row: optimizer
         steps, accuracy by task, and drift in nats per token on general prompts.
     """
     command = [sys.executable, str(REPOSITORY / "study.py"), str(file), "--folder", str(folder)]
+    command += ["--jobs", str(jobs)]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "study.log").open("ab") as log:
         study = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DynamicCache, PretrainedConfig
+from transformers import DynamicCache, PretrainedConfig, StaticCache
 from transformers.cache_utils import DynamicLayer
 
 ROOM = 64  # columns of a new buffer that are still empty
@@ -58,6 +58,25 @@ class GrowingLayer(DynamicLayer):
 def cache_keyword(model: nn.Module) -> str:
     """The model's argument for a cache: ``cache`` since transformers 5.24, else past_key_values."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+class OneTypeStaticCache(StaticCache):
+    """A cache of fixed size, which transformers compiles for, with keys in the type of the values.
+
+    As in :class:`GrowingLayer`, autocast gives the two different types, which one update of
+    transformers' own cache refuses.
+    """
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store keys and values of a layer, (B, H, n, D) each; return all of them."""
+        return super().update(key_states.to(value_states.dtype), value_states, *args, **kwargs)
+
+
+def fixed_cache(config: PretrainedConfig, num_tokens: int) -> StaticCache:
+    """Create a cache for at least ``num_tokens``: few sizes, since each is compiled once."""
+    return OneTypeStaticCache(config, -(-num_tokens // ROOM) * ROOM)
 
 
 def growing_cache(config: PretrainedConfig) -> DynamicCache:

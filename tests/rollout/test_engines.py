@@ -51,12 +51,15 @@ def test_generate_draws_what_in_place_draws_from_the_same_noise(tiny, options):
     torch.testing.assert_close(*(torch.tensor(each.logprobs) for each in rollouts))
 
 
-def test_generate_with_a_static_cache_draws_the_same(tiny):
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_generate_with_a_static_cache_draws_the_same(tiny, precision):
     request = RolloutRequest(
         PROMPTS, SamplingSettings(8), end_ids=tiny.end_ids, seeds=range(len(PROMPTS))
     )
     engine = make_engine("generate", static_cache=True)
-    assert engine(tiny.model, request).completions == GENERATE(tiny.model, request).completions
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        found, expected = engine(tiny.model, request), GENERATE(tiny.model, request)
+    assert found.completions == expected.completions
 
 
 @pytest.mark.parametrize("max_cache_tokens", [1, 30, 50])
