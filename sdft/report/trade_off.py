@@ -225,9 +225,10 @@ def _choice(method: Method, rates: ByRate, best: float, learning: Learning) -> C
     found = choose_rate(choosing, CHOOSING_SHARE * best)
     target = f"{CHOOSING_SHARE:.0%} of the best {learning.name}"
     rule = f"least drift at {target}" if found.reached else f"most learned: none reached {target}"
-    how = f"{rule}, of {len(rates)} rates on seeds {', '.join(map(str, sorted(pilots)))}"
+    seeds, them = ("seed", "it") if len(pilots) == 1 else ("seeds", "them")
+    how = f"{rule}, of {len(rates)} rates on {seeds} {', '.join(map(str, sorted(pilots)))}"
     runs = method.runs[found.rate]
     fresh = {seed: run for seed, run in runs.items() if seed not in pilots}
     if not fresh:
-        how += ", and shown on them too"
+        how += f", and shown on {them} too"
     return Choice(method.label, found.rate, how, fresh or runs, bool(fresh))

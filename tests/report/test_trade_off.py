@@ -96,7 +96,7 @@ def test_a_rate_is_chosen_on_pilot_seeds_and_judged_on_others(runs):
     [method] = drift.chosen
     assert method.choice.rate == 5e-5
     assert set(method.trajectories) == {2, 3}
-    rule = "least drift at 70% of the best accuracy, of 2 rates on seeds 1"
+    rule = "least drift at 70% of the best accuracy, of 2 rates on seed 1"
     assert texts(matched_table(drift))["SFT"][:2] == ["5e-05", rule]
     assert len(drift.points["SFT"]) == 4
 
@@ -105,7 +105,7 @@ def test_a_rate_without_fresh_seeds_says_that_it_is_judged_where_it_was_chosen(r
     folders = [runs("SFT", 1, 3.0, rate=1e-4), runs("SFT", 1, 2.0, rate=5e-5)]
     folders += [runs("SDFT", 1, 1.0)]
     [drift, *_] = found(folders)
-    assert drift.chosen[0].choice.how.endswith("on seeds 1, and shown on them too")
+    assert drift.chosen[0].choice.how.endswith("on seed 1, and shown on it too")
     assert all(
         cells[0] == "only seeds that chose a rate" for cells in texts(pair_table(drift)).values()
     )
@@ -127,7 +127,7 @@ def test_a_method_that_never_reaches_the_share_says_by_what_its_rate_was_chosen(
     cells = texts(matched_table(drift))["SDFT"]
     assert cells[0] == "0.0001"
     assert cells[1] == (
-        "most learned: none reached 70% of the best accuracy, of 2 rates on seeds 1"
+        "most learned: none reached 70% of the best accuracy, of 2 rates on seed 1"
     )
     assert cells[4] == "not reached (0 of 1 seeds)"
 
