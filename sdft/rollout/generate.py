@@ -20,7 +20,7 @@ from transformers import (
 
 from sdft.model.modes import evaluation_mode, weights_as_autocast
 from sdft.model.sharding import gathered_weights
-from sdft.rollout.kv_cache import cache_keyword, fixed_cache
+from sdft.rollout.kv_cache import fixed_cache
 from sdft.rollout.request import RolloutRequest, SamplingSettings
 from sdft.rollout.sampling import draw
 from sdft.rollout.self_check import CheckedDecoder
@@ -67,8 +67,7 @@ def generate(
     noise = request.noise()
     decode: Any = model.generate  # a mixin of the model's own class
     modes = evaluation_mode(model), neutral_generation_config(model), weights_as_autocast(model)
-    longest = width + settings.max_new_tokens
-    fixed = {cache_keyword(model): fixed_cache(model.config, longest)} if static_cache else {}
+    fixed = fixed_cache(model, width + settings.max_new_tokens) if static_cache else {}
     with gathered_weights(model), torch.inference_mode(), modes[0], modes[1], modes[2]:
         choice = _Choice(settings, None if noise is None else noise.to(model.device))
         ids = decode(
@@ -78,6 +77,7 @@ def generate(
                 max_new_tokens=settings.max_new_tokens,
                 do_sample=False,
                 use_cache=True,
+                cache_implementation="static" if static_cache and not fixed else None,
             ),
             logits_processor=LogitsProcessorList([choice]),
             stopping_criteria=StoppingCriteriaList([_AllEnded(ending, width, len(prompts))]),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DynamicCache, PretrainedConfig, StaticCache
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel, StaticCache
 from transformers.cache_utils import DynamicLayer
 
 ROOM = 64  # columns of a new buffer that are still empty
@@ -74,9 +74,14 @@ class OneTypeStaticCache(StaticCache):
         return super().update(key_states.to(value_states.dtype), value_states, *args, **kwargs)
 
 
-def fixed_cache(config: PretrainedConfig, num_tokens: int) -> StaticCache:
-    """Create a cache for at least ``num_tokens``: few sizes, since each is compiled once."""
-    return OneTypeStaticCache(config, -(-num_tokens // ROOM) * ROOM)
+def fixed_cache(model: PreTrainedModel, num_tokens: int) -> dict[str, StaticCache]:
+    """A cache for at least ``num_tokens`` as an argument of the model; none for one without keys.
+
+    There are few sizes, because the decoding step is compiled for each.
+    """
+    if (name := cache_keyword(model)) not in inspect.signature(model.forward).parameters:
+        return {}
+    return {name: OneTypeStaticCache(model.config, -(-num_tokens // ROOM) * ROOM)}
 
 
 def growing_cache(config: PretrainedConfig) -> DynamicCache:

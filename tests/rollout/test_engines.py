@@ -8,9 +8,11 @@ import yaml
 from lightning_modules import SDFTModule, SFTModule
 from sdft.rollout import in_place
 from sdft.rollout.engine_registry import ENGINES, make_engine
+from sdft.rollout.generate import generate
 from sdft.rollout.in_place import sample
 from sdft.rollout.request import RolloutRequest, SamplingSettings
 from sdft.types import Demonstration, EvaluationBatch
+from tests.architectures import random_architecture
 from tests.conftest import REPOSITORY
 from tests.rollout.test_in_place import MODELS, PROMPTS, by_full_forward, random_model, spelled
 
@@ -59,6 +61,16 @@ def test_generate_with_a_static_cache_draws_the_same(tiny, precision):
     engine = make_engine("generate", static_cache=True)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
         found, expected = engine(tiny.model, request), GENERATE(tiny.model, request)
+    assert found.completions == expected.completions
+
+
+@pytest.mark.parametrize("name", ["gemma3_text", "qwen3_5_text", "mamba"])
+def test_a_static_cache_holds_what_autocast_gives_it(name):
+    """Of windows of keys, of keys beside another state, and of no keys at all."""
+    request = RolloutRequest([[5, 9, 11, 7, 8, 3, 2], [6, 7]], GREEDY, end_ids=frozenset())
+    model = random_architecture(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = (generate(model, request, static_cache=kind) for kind in (True, False))
     assert found.completions == expected.completions
 
 
