@@ -126,9 +126,7 @@ def test_a_method_that_never_reaches_the_share_says_by_what_its_rate_was_chosen(
     [drift, *_] = found(folders)
     cells = texts(matched_table(drift))["SDFT"]
     assert cells[0] == "0.0001"
-    assert cells[1] == (
-        "most learned: none reached 70% of the best accuracy, of 2 rates on seed 1"
-    )
+    assert cells[1] == ("most learned: none reached 70% of the best accuracy, of 2 rates on seed 1")
     assert cells[4] == "not reached (0 of 1 seeds)"
 
 
