@@ -53,11 +53,7 @@ def matching(rows: Iterable[Columns], condition: str, option: str, split: str) -
     Raises:
         ValueError: The expression does not parse, fails on a row, or keeps no row.
     """
-    about = f"{option}: {condition!r:.80}"
-    holds = evaluated(
-        lambda: _sandbox().compile_expression(condition, undefined_to_none=False),
-        f"{about} is broken",
-    )
+    about, holds = f"{option}: {condition!r:.80}", compiled_condition(condition, option)
     kept = [
         index
         for index, values in enumerate(rows)
@@ -66,6 +62,22 @@ def matching(rows: Iterable[Columns], condition: str, option: str, split: str) -
     if not kept:
         raise ValueError(f"{about} keeps no row of {split}")
     return kept
+
+
+def compiled_condition(condition: str, option: str) -> Callable[..., Any]:
+    """A condition on a row's values, evaluated in a sandbox.
+
+    Args:
+        condition: A Jinja expression.
+        option: Task and option it comes from, for errors.
+
+    Raises:
+        ValueError: The expression does not parse.
+    """
+    return evaluated(
+        lambda: _sandbox().compile_expression(condition, undefined_to_none=False),
+        f"{option}: {condition!r:.80} is broken",
+    )
 
 
 def check_columns(columns: Mapping[str, str], task: str) -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 from sdft.keyword_options import check_options
 from sdft.scorers.judge import Judge
 from sdft.scorers.scorer_registry import get_scorer
-from sdft.tasks.columns import check_columns
+from sdft.tasks.columns import check_columns, compiled_condition
 from sdft.tasks.generated import GENERATORS, SPLITS, Split
 from sdft.tasks.prompting import TEACHER_CONTEXTS, TeacherContext
 from sdft.tasks.sources import read_description, shipped_rows
@@ -163,6 +163,9 @@ class TaskSpec:
             )
         if self.columns is not None:
             check_columns(self.columns, self.name)
+        for option in ("where", "path_where"):
+            if (condition := getattr(self, option)) is not None:
+                compiled_condition(condition, f"task {self.name!r}: {option}")
         self._check_splits()
 
     def _check_effects(self) -> None:

@@ -225,6 +225,8 @@ def test_an_empty_hub_split_is_an_error(hub_set):
         ({"revision": "main", "splits": {}}, "revision, splits would have no effect"),
         ({"path": None, "generator": "routing", "context_field": "x"}, "context_field would have"),
         ({"path": None, "hub_id": "a/b", "path_where": "1"}, "path_where would have no effect"),
+        ({"path_where": "id =="}, "path_where: 'id ==' is broken"),
+        ({"path": None, "hub_id": "a/b", "where": "("}, r"where: '\(' is broken"),
         ({**ON_HUB, "context_field": "meta.x"}, "context_field would have no effect"),
         ({**ON_HUB, "splits": {"train": "train"}}, "must name train and validation"),
         ({**ON_HUB, "splits": {**HUB["splits"], "dev": "x"}}, "splits names .*dev"),
