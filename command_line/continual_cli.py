@@ -18,23 +18,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from callbacks import (
-    DriftTracker,
-    InContextCheck,
-    OpeningRates,
-    RetentionTracker,
-    RolloutText,
-    SettingsRecord,
-    SkippedSteps,
-    StageCheckpoint,
-    StageExport,
-    StopOnSignal,
-    TrajectoryTracker,
-)
+from callbacks import RetentionTracker, SettingsRecord, StageCheckpoint, StopOnSignal
 from command_line.one_line_errors import OneLineParser, condensed
 from command_line.renamed_keys import refuse_renamed
 from command_line.shipped_configs import CONFIGS, with_shipped_configs
 from command_line.trainer_settings import (
+    CALLBACKS,
     ModuleMaker,
     check_trainer,
     settle_loggers,
@@ -97,14 +86,8 @@ class ContinualCLI(LightningCLI):
             default=False,
             help="Delete an existing run directory and start again.",
         )
-        parser.add_lightning_class_args(StageCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(StageExport, "export")
-        parser.add_lightning_class_args(RolloutText, "rollouts")
-        parser.add_lightning_class_args(SkippedSteps, "skipped")
-        parser.add_lightning_class_args(OpeningRates, "preambles")
-        parser.add_lightning_class_args(InContextCheck, "in_context")
-        parser.add_lightning_class_args(DriftTracker, "drift")
-        parser.add_lightning_class_args(TrajectoryTracker, "trajectory")
+        for key, callback in CALLBACKS.items():
+            parser.add_lightning_class_args(callback, key)
         for name in ("tokenizer", "train_on"):
             parser.link_arguments(f"model.{name}", f"data.{name}", apply_on="instantiate")
         for target in ("model.init_args.seed", "data.seed"):
@@ -134,10 +117,12 @@ class ContinualCLI(LightningCLI):
             raise ValueError(f"trainer: {error}") from error
 
     def before_instantiate_classes(self) -> None:
-        """Determine the run directory and the checkpoint to resume from, before any loading."""
+        """Determine the run directory and the checkpoint to resume from, and check options."""
         try:
             self._settle()
             self._check_data()
+            for key, callback in CALLBACKS.items():
+                callback(**self.config[self.config.subcommand][key])
         except (ValueError, OSError) as error:
             raise SystemExit(f"error: {error}") from error
 

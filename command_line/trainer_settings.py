@@ -15,9 +15,30 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import _InstantiatorFn
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from callbacks import StageCheckpoint, StageExport, StageProgressBar
+from callbacks import (
+    DriftTracker,
+    InContextCheck,
+    OpeningRates,
+    RolloutText,
+    SkippedSteps,
+    StageCheckpoint,
+    StageExport,
+    StageProgressBar,
+    TrajectoryTracker,
+)
 from datamodules import check_flags
 
+# Callbacks of every run, by the key of their options.
+CALLBACKS = {
+    "checkpoint": StageCheckpoint,
+    "export": StageExport,
+    "rollouts": RolloutText,
+    "skipped": SkippedSteps,
+    "preambles": OpeningRates,
+    "in_context": InContextCheck,
+    "drift": DriftTracker,
+    "trajectory": TrajectoryTracker,
+}
 # Loggers whose own default would hide their files: class -> name and version in the run's folder.
 PLACES = {TensorBoardLogger: ("tensorboard", ""), CSVLogger: ("csv", None)}
 LIGHTNINGS_NAME = "lightning_logs"

@@ -104,9 +104,17 @@ def test_what_is_wrong_with_the_data_is_said_before_the_model_is_loaded(config, 
     assert "has no validation rows" in errors(tmp_path, tmp_path / "own.yaml")
 
 
-def test_numbers_out_of_range_are_said_before_the_model_is_loaded(config, tmp_path):
-    wrong = ("--model.init_args.pretrained=no/such", "--data.batch_size=0")
-    assert "data.batch_size is 0; it must be at least 1" in errors(tmp_path, config, *wrong)
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("data.batch_size=0", "data.batch_size is 0; it must be at least 1"),
+        ("checkpoint.max_checkpoints=0", "checkpoint.max_checkpoints is 0; it must be at least 1"),
+        ("drift.num_prompts=-1", "drift.num_prompts is -1; it must be 0 or more"),
+    ],
+)
+def test_numbers_out_of_range_are_said_before_the_model_is_loaded(option, said, config, tmp_path):
+    wrong = ("--model.init_args.pretrained=no/such", f"--{option}")
+    assert said in errors(tmp_path, config, *wrong)
 
 
 @pytest.mark.parametrize(
