@@ -53,6 +53,14 @@ def price_at(trajectory: Sequence[Point], target: float) -> float | None:
     return None
 
 
+def passed_unmeasured(trajectory: Sequence[Point], target: float) -> bool:
+    """Whether a run passed a target between its first two measurements.
+
+    It was then measured nowhere near the target, and :func:`price_at` is a line from the start.
+    """
+    return len(trajectory) > 1 and trajectory[0].learning < target < trajectory[1].learning
+
+
 def _between(before: Point | None, after: Point, target: float) -> float | None:
     if before is None or after.learning == target:
         return after.price

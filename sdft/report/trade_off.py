@@ -18,6 +18,7 @@ from sdft.report.matched_learning import (
     Point,
     best_learning,
     choose_rate,
+    passed_unmeasured,
     price_at,
 )
 from sdft.report.trajectory_rows import LEARNINGS, PRICES, Learning, Price
@@ -80,6 +81,10 @@ class ChosenMethod:
     def prices(self, target: float) -> dict[int, float | None]:
         """Seed -> price where the target was reached; None where it was not."""
         return {seed: price_at(each, target) for seed, each in self.trajectories.items()}
+
+    def num_unmeasured(self, target: float) -> int:
+        """Number of seeds that passed the target before they were measured again."""
+        return sum(passed_unmeasured(each, target) for each in self.trajectories.values())
 
 
 @dataclass(frozen=True)

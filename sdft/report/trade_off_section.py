@@ -32,7 +32,7 @@ def matched_table(trade_off: TradeOff) -> Table:
         cells.append(Cell(trade_off.learning.shown(most)))
         for target in trade_off.targets.values():
             prices = list(method.prices(target).values())
-            cells.append(Cell(_price(prices)))
+            cells.append(Cell(_price(prices, method.num_unmeasured(target))))
         rows.append((method.choice.label, cells))
     columns = ["learning rate", "chosen as", "most learned", *trade_off.targets]
     return Table(_corner(trade_off), columns, rows)
@@ -42,12 +42,14 @@ def _corner(trade_off: TradeOff) -> str:
     return f"{trade_off.price.name}, at equal {trade_off.learning.name}"
 
 
-def _price(prices: Sequence[float | None]) -> str:
+def _price(prices: Sequence[float | None], num_unmeasured: int) -> str:
     reached = Estimate.of(prices)
     if reached is None:
         return f"{NOT_REACHED} (0 of {len(prices)} seeds)"
-    seeds = f"({reached.num_seeds} of {len(prices)} seeds)"
-    return f"{reached.mean:.2f}{plus_minus(reached.half_width, 2)} {seeds}"
+    seeds = f"{reached.num_seeds} of {len(prices)} seeds"
+    if num_unmeasured:
+        seeds += f", {num_unmeasured} on the line from the start"
+    return f"{reached.mean:.2f}{plus_minus(reached.half_width, 2)} ({seeds})"
 
 
 def pair_table(trade_off: TradeOff) -> Table:

@@ -6,6 +6,7 @@ from sdft.report.matched_learning import (
     best_learning,
     choose_rate,
     paired_difference,
+    passed_unmeasured,
     price_at,
 )
 
@@ -31,6 +32,12 @@ def test_the_first_crossing_counts_where_learning_goes_up_and_down():
     trajectory = [Point(0.0, 0.0), Point(0.8, 1.0), Point(0.3, 2.0), Point(0.9, 9.0)]
     assert price_at(trajectory, 0.4) == pytest.approx(0.5)
     assert price_at(trajectory, 0.85) == pytest.approx(2.0 + 7.0 * 0.55 / 0.6)
+
+
+def test_a_target_within_the_first_line_is_told_apart():
+    assert passed_unmeasured(RISING, 0.1)
+    assert not any(passed_unmeasured(RISING, target) for target in (0.0, 0.2, 0.4, 1.0))
+    assert not passed_unmeasured(RISING[:1], 0.1)
 
 
 def test_a_price_may_fall_while_learning_rises():

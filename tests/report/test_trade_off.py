@@ -13,11 +13,14 @@ from tests.report_runs import write_run
 STEPS = 6
 
 
-def trajectory(price, reach=1.0, lost=0.0):
-    """Both tasks' stages; learning rises to ``reach`` and costs ``price`` times as much."""
+def trajectory(price, reach=1.0, lost=0.0, start=1):
+    """Both tasks' stages; learning rises to ``reach`` and costs ``price`` times as much.
+
+    After the stage's start, the first measurement is at step ``start``.
+    """
     rows = []
     for task in ("one", "two"):
-        for step in range(STEPS):
+        for step in (0, *range(start, STEPS)):
             learned = reach * step / (STEPS - 1)
             one = learned if task == "one" else 0.8 - lost * learned
             rows.append(
@@ -87,6 +90,14 @@ def test_a_target_that_a_method_never_reached_has_no_price_and_no_difference(run
     assert matched["SDFT"][5] == "not reached (0 of 2 seeds)"
     assert pairs["SDFT minus SFT at 90 % (90 % of the best)"][0] == "not reached"
     assert pairs["SDFT minus SFT at 60 % (most that all runs reached)"][0] == "-0.60"
+
+
+def test_a_target_passed_before_the_next_measurement_is_said_to_be_on_the_line_from_the_start(runs):
+    folders = [runs("SDFT", 1, 1.0), runs("SDFT", 2, 1.0, start=4), runs("SFT", 1, 1.0)]
+    [drift, *_] = found(folders)
+    matched = texts(matched_table(drift))
+    assert matched["SDFT"][3] == "0.50 (2 of 2 seeds, 1 on the line from the start)"
+    assert matched["SFT"][3] == "0.50 (1 of 1 seeds)"
 
 
 def test_a_rate_is_chosen_on_pilot_seeds_and_judged_on_others(runs):
