@@ -30,9 +30,11 @@ quickstart: install
 	$(BIN)/python train.py fit --config configs/quickstart.yaml
 
 smoke: install
-	$(BIN)/python train.py fit --config configs/smoke.yaml --overwrite true
+	@echo "SDFT's code on random weights, which learn nothing from demonstrations: expect zeros"
 	$(BIN)/python train.py fit --config configs/smoke.yaml --model lightning_modules.SDFTModule \
 	    --data.examples_per_stage 32 --run_dir runs/smoke_sdft --overwrite true
+	@echo "SFT, which learns each answer and forgets the one before"
+	$(BIN)/python train.py fit --config configs/smoke.yaml --overwrite true
 
 # One thread a worker: tests use tiny models, on which a second thread only gets in the way.
 test: install-dev

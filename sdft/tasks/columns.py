@@ -76,7 +76,7 @@ def compiled_condition(condition: str, option: str) -> Callable[..., Any]:
     """
     return evaluated(
         lambda: _sandbox().compile_expression(condition, undefined_to_none=False),
-        f"{option}: {condition!r:.80} is broken",
+        f"{option}: {condition!r:.80} is broken; give an expression such as 'answer == \"no\"'",
     )
 
 
