@@ -4,7 +4,8 @@ Capabilities are measured at the two ends of a stage, not within it, so the chan
 learning is read off the straight line between the ends: an assumption, which matters less the
 nearer the target is to what the run had learned at its end. The change is that of the margin
 (:mod:`sdft.evaluation.capabilities.margins`) from the model before the run, row by row, so that
-rows, of which there are hundreds, and not only seeds give the interval.
+rows, of which there are hundreds, and not only seeds give the interval. A model that only grows
+less sure gains on rows that it had wrong and loses on those that it had right, hence both apart.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from sdft.report.trade_off import Choice, TradeOff
 from sdft.report.trajectory_rows import PRICES, Learning
 
 NOT_REACHED = "not reached at the end"
-COLUMNS = ["change", "95 % interval (bootstrap over rows)", "p (sign flips over seeds)", "seeds"]
+COLUMNS = [
+    "change",
+    "95 % interval (bootstrap over rows)",
+    "p (sign flips over seeds)",
+    "on rows right before",
+    "on rows wrong before",
+    "seeds",
+]
 
 Rows = Sequence[float]
 """The change of every row's margin, in nats per token; negative is worse."""
@@ -90,13 +98,17 @@ def _rows(
         for method in trade_off.chosen
     }
     fresh = {method.choice.label: method.choice.fresh for method in trade_off.chosen}
+    right = {
+        seed: _right(run) for each in trade_off.chosen for seed, run in each.choice.runs.items()
+    }
     rows: list[tuple[str, Sequence[Cell]]] = [
-        (f"{label} at {name}", _cells(list(of.values()))) for label, of in found.items()
+        (f"{label} at {name}", _cells(of, right)) for label, of in found.items()
     ]
     for one, other in itertools.combinations(found, 2):
         if fresh[one] and fresh[other]:
             differences = _differences(found[one], found[other])
-            rows.append((f"{one} minus {other} at {name}", _cells(differences, paired=True)))
+            cells = _cells(differences, right, paired=True)
+            rows.append((f"{one} minus {other} at {name}", cells))
     return rows
 
 
@@ -106,29 +118,51 @@ def _by_seed(
     return {seed: change_at(run, stage, learning, target) for seed, run in choice.runs.items()}
 
 
+def _right(run: Run) -> Sequence[bool]:
+    """Of every row, whether the model before the run had it right."""
+    base = (run.margins or {}).get(run.first_stage) or {}
+    return [margin > 0 for margins in base.values() for margin in margins]
+
+
 def _differences(
     one: Mapping[int, Rows | None], other: Mapping[int, Rows | None]
-) -> list[Rows | None]:
+) -> dict[int, Rows | None]:
     """Row by row, for the seeds of both; None where one did not reach the target."""
-    differences: list[Rows | None] = []
+    differences: dict[int, Rows | None] = {}
     for seed in sorted(one.keys() & other.keys()):
         a, b = one[seed], other[seed]
         if a is None or b is None or len(a) != len(b):
-            differences.append(None)
+            differences[seed] = None
         else:
-            differences.append([x - y for x, y in zip(a, b, strict=True)])
+            differences[seed] = [x - y for x, y in zip(a, b, strict=True)]
     return differences
 
 
-def _cells(by_seed: Sequence[Rows | None], *, paired: bool = False) -> list[Cell]:
+def _cells(
+    by_seed: Mapping[int, Rows | None],
+    right: Mapping[int, Sequence[bool]],
+    *,
+    paired: bool = False,
+) -> list[Cell]:
     """Mean over seeds, then rows: the interval is over rows, p over seeds."""
-    known = [rows for rows in by_seed if rows is not None]
+    of_seeds = {seed: rows for seed, rows in by_seed.items() if rows is not None}
+    known = list(of_seeds.values())
     count = Cell(f"{len(known)} of {len(by_seed)}")
     if not known:
-        return [Cell(NOT_REACHED), Cell(""), Cell(""), count]
+        return [Cell(NOT_REACHED), *[Cell("")] * 4, count]
     means = [statistics.fmean(column) for column in zip(*known, strict=True)]
     low, high = bootstrap_interval(means)
     interval = "one row" if low is None else f"{low:+.3f} to {high:+.3f}"
     p = sign_flip_p([statistics.fmean(rows) for rows in known]) if paired else None
     shown = "" if p is None else f"{p:.2g}"
-    return [Cell(f"{statistics.fmean(means):+.3f}"), Cell(interval), Cell(shown), count]
+    apart = [
+        [
+            change
+            for seed, rows in of_seeds.items()
+            for change, was in zip(rows, right[seed], strict=True)
+            if was is which
+        ]
+        for which in (True, False)
+    ]
+    parts = [Cell(f"{statistics.fmean(part):+.3f}" if part else "no such row") for part in apart]
+    return [Cell(f"{statistics.fmean(means):+.3f}"), Cell(interval), Cell(shown), *parts, count]

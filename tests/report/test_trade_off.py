@@ -190,13 +190,23 @@ def test_prior_capabilities_are_compared_at_equal_learning_row_by_row(runs, tmp_
     assert rows[f"SDFT at {half}"][0] == "-0.100"  # all that was lost where all was learned
     assert rows[f"SFT at {half}"][0] == "-1.000"  # half of the mean of 1, 2 and 3
     assert rows[f"SFT at {most}"][0] == "-1.800"
-    assert rows[f"SDFT at {most}"] == ["not reached at the end", "", "", "0 of 2"]
-    difference, interval, p, seeds = rows[f"SDFT minus SFT at {half}"]
+    assert rows[f"SDFT at {most}"] == ["not reached at the end", "", "", "", "", "0 of 2"]
+    difference, interval, p, *apart, seeds = rows[f"SDFT minus SFT at {half}"]
     assert (difference, p, seeds) == ("+0.900", "0.5", "2 of 2")
+    # Right before: the second row of seed 1 and all of seed 2, which differ by 0.8; 0.5, 0.8, 1.4.
+    assert apart == ["+0.875", "+0.950"]
     low, high = map(float, interval.split(" to "))
     assert 0.5 <= low < 0.9 < high <= 1.4  # of the rows' 0.5, 0.8 and 1.4
     write_report([comparison], tmp_path / "report")
     assert "margin on prior capabilities" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_a_model_that_only_grows_less_sure_is_seen_in_rows_right_and_wrong_before(runs):
+    folders = [with_margins(runs("SFT", seed, 1.0), [2.0, -4.0], [1.0, -2.0]) for seed in (1, 2)]
+    [comparison] = compare(map(read_run, folders))
+    [table] = prior_tables(comparison, trade_offs(comparison))
+    change, _, _, right, wrong, _ = texts(table)["SFT at 100 % (most that all runs reached)"]
+    assert (change, right, wrong) == ("+0.500", "-1.000", "+2.000")
 
 
 def test_margins_that_are_not_numbers_are_named(runs):
