@@ -182,18 +182,15 @@ def small_steps(device: torch.device, tiny: bool) -> dict[str, Any]:
     """Time the second step of a packaged model, with each engine, weights in float32."""
     name = "tiny-random" if tiny else "smollm2-135m-instruct"
     sizes = Sizes(4, 8, 8, 2) if tiny else Sizes(32, 256, 256, 16)
-    engines: dict[str, tuple[str, dict[str, Any]]] = {
-        "in_place": ("in_place", {}),
-        "generate": ("generate", {}),
-    }
-    if device.type == "cuda":
-        engines["continuous_batching"] = ("continuous_batching", {})
-        engines["generate, static_cache"] = ("generate", {"static_cache": True})
+    engines = ["in_place", "generate"]
+    engines += ["continuous_batching", "generate static_cache"] if device.type == "cuda" else []
     found: dict[str, Any] = {"model": name}
-    for label, (engine, options) in engines.items():
+    for label in engines:
+        engine, *switches = label.split()
         try:
             model = load_model(name).model.to(device).train()
-            step = Step(model, make_engine(engine, **options), lean=False, sizes=sizes)
+            sampler = make_engine(engine, **dict.fromkeys(switches, True))
+            step = Step(model, sampler, lean=False, sizes=sizes)
             first = step(0)["rollout"]
             found[label] = dict(step(1), first_rollout=first)
         except (ValueError, RuntimeError) as error:

@@ -99,15 +99,16 @@ def _rows(
     }
     fresh = {method.choice.label: method.choice.fresh for method in trade_off.chosen}
     right = {
-        seed: _right(run) for each in trade_off.chosen for seed, run in each.choice.runs.items()
+        method.choice.label: {seed: _right(run) for seed, run in method.choice.runs.items()}
+        for method in trade_off.chosen
     }
     rows: list[tuple[str, Sequence[Cell]]] = [
-        (f"{label} at {name}", _cells(of, right)) for label, of in found.items()
+        (f"{label} at {name}", _cells(of, right[label])) for label, of in found.items()
     ]
     for one, other in itertools.combinations(found, 2):
         if fresh[one] and fresh[other]:
             differences = _differences(found[one], found[other])
-            cells = _cells(differences, right, paired=True)
+            cells = _cells(differences, right[one], paired=True)
             rows.append((f"{one} minus {other} at {name}", cells))
     return rows
 
@@ -155,14 +156,11 @@ def _cells(
     interval = "one row" if low is None else f"{low:+.3f} to {high:+.3f}"
     p = sign_flip_p([statistics.fmean(rows) for rows in known]) if paired else None
     shown = "" if p is None else f"{p:.2g}"
-    apart = [
-        [
-            change
-            for seed, rows in of_seeds.items()
-            for change, was in zip(rows, right[seed], strict=True)
-            if was is which
-        ]
-        for which in (True, False)
+    changes = [
+        (was, change)
+        for seed, rows in of_seeds.items()
+        for was, change in zip(right[seed], rows, strict=True)
     ]
+    apart = [[change for was, change in changes if was is which] for which in (True, False)]
     parts = [Cell(f"{statistics.fmean(part):+.3f}" if part else "no such row") for part in apart]
     return [Cell(f"{statistics.fmean(means):+.3f}"), Cell(interval), Cell(shown), *parts, count]

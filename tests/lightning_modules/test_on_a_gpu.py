@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from sdft.rollout.in_place import sample
 from sdft.rollout.request import RolloutRequest, SamplingSettings
 from tests.child_runs import write_config
 from tests.command_line.test_resume import assert_same_outcome, kill_at
+from tests.conftest import REPOSITORY
 from tests.lightning_modules.one_step import PROMPTS, TARGETS
 from tests.lightning_modules.test_pretended_gpu import CASES, one_step
 
@@ -22,7 +22,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("case", sorted(CASES.keys() - {"continuous batching"}))

@@ -209,6 +209,17 @@ def test_a_model_that_only_grows_less_sure_is_seen_in_rows_right_and_wrong_befor
     assert (change, right, wrong) == ("+0.500", "-1.000", "+2.000")
 
 
+def test_runs_without_capabilities_do_not_stand_in_the_way_of_those_with_them(runs):
+    folders = [with_margins(runs("SFT", seed, 1.0), [2.0, -4.0], [1.0, -2.0]) for seed in (1, 2)]
+    folders += [runs("TeacherSFT", seed, 1.0) for seed in (1, 2)]
+    [comparison] = compare(map(read_run, folders))
+    [table] = prior_tables(comparison, trade_offs(comparison))
+    rows = texts(table)
+    most = "100 % (most that all runs reached)"
+    assert rows[f"SFT at {most}"][3:] == ["-1.000", "+2.000", "2 of 2"]
+    assert rows[f"TeacherSFT at {most}"][-1] == "0 of 2"
+
+
 def test_margins_that_are_not_numbers_are_named(runs):
     folder = with_margins(runs("SFT", 1, 1.0), [1.0, "2", 3.0], [1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match=r"capabilities\.json: row 0: 'margins' of 'mmlu' is '2'"):

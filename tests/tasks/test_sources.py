@@ -134,6 +134,13 @@ def test_a_description_of_ones_own_is_checked_with_its_place(values, message, tm
         TaskSpec(name="mine", source=str(path))
 
 
+@pytest.mark.parametrize("text", ["title: {a", "title: a\ntitle: b"])
+def test_a_description_that_is_not_valid_yaml_is_named_with_its_line(text, tmp_path):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"mine\.yaml, line [12], column \d+: not valid YAML"):
+        read_description(str(tmp_path / "mine.yaml"))
+
+
 def test_an_unknown_source_is_refused_with_names_like_it():
     with pytest.raises(ValueError, match=r"task 'x': source 'banking7': .*use banking77"):
         TaskSpec(name="x", source="banking7")

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from sdft.runs.file_values import UniqueKeyLoader
+from sdft.runs.file_values import UniqueKeyLoader, yaml_problem
 
 DESCRIPTIONS = Path(__file__).parent / "descriptions"
 
@@ -120,11 +120,13 @@ def read_description(source: str) -> Description:
             f"source {source!r}: there is no file {path}; use "
             f"{' or '.join(near or description_names())}, or the path of a description"
         )
-    values = yaml.load(path.read_text("utf-8"), UniqueKeyLoader)
     try:
+        values = yaml.load(path.read_text("utf-8"), UniqueKeyLoader)
         values["files"] = _each(RawFile, values.get("files") or {})
         values["splits"] = _each(Split, values.get("splits") or {})
         return Description(**values, name=path.stem, folder=path.parent)
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(yaml_problem(path, error)) from error
     except (TypeError, ValueError, AttributeError) as error:
         known = ", ".join(each.name for each in fields(Description))
         raise ValueError(f"{path}: {error}; a description has {known}") from error
